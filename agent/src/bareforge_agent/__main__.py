@@ -1,0 +1,72 @@
+"""`python -m bareforge_agent run | check | enroll --config PATH`; exit codes in `bareforge_agent.errors`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bareforge_agent import enroll, keeper
+from bareforge_agent.config import Config, read_config, read_credential
+from bareforge_agent.errors import AgentError, ConfigurationError
+from bareforge_agent.stop import Stop
+from bareforge_agent.vault import Vault
+
+
+def main() -> None:
+    """Run one command. Failure: its exit code and one line `bareforge-agent: what; next step`."""
+    parser = argparse.ArgumentParser(prog="python -m bareforge_agent", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, help_text in (
+        ("run", _run, "the service: write the settings and keep them current"),
+        ("check", _check, "log in, read everything declared, give it back"),
+        ("enroll", _enroll, "store the credential that standard input carries wrapped"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.set_defaults(function=function)
+        command.add_argument("--config", type=Path, required=True, metavar="PATH")
+        if name == "enroll":
+            command.add_argument("--credential", type=Path, required=True, metavar="PATH")
+    arguments = parser.parse_args()
+    try:
+        arguments.function(read_config(arguments.config), arguments)
+    except AgentError as error:
+        sys.exit(_fail(error))
+
+
+def _run(config: Config, _arguments: argparse.Namespace) -> None:
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if not directory:
+        raise ConfigurationError(
+            "RUNTIME_DIRECTORY is not set; start the agent by its unit: systemctl start bareforge-agent"
+        )
+    credential = read_credential()
+    stop = Stop()
+    keeper.Keeper(config, credential, Path(directory), stop, log=lambda text: print(text, flush=True)).run()
+
+
+def _check(config: Config, _arguments: argparse.Namespace) -> None:
+    vault = Vault(config)
+    vault.login(read_credential())
+    try:
+        secrets = {setting.place: vault.read_kv(setting) for setting in config.kv}
+        for setting in config.kv:
+            keeper.value_of(setting, secrets[setting.place])
+        for path in sorted({setting.path for setting in config.database}):
+            vault.read_database(path)
+    finally:
+        vault.revoke_token()
+    print(f"ok: {len(config.kv) + len(config.database)} settings can be read")
+
+
+def _enroll(config: Config, arguments: argparse.Namespace) -> None:
+    enroll.enroll(config, sys.stdin.read(), arguments.credential)
+    print(f"ok: enrolled, the credential is {arguments.credential}")
+
+
+def _fail(error: AgentError) -> int:
+    sys.stderr.write(f"bareforge-agent: {error}\n")
+    return error.code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The agent's configuration file and credential, validated strictly."""
+
+import json
+import os
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from bareforge_agent.errors import ENROLL, ConfigurationError, EnrolmentError
+
+DEFAULT_POLL_SECONDS = 15.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class KvSetting:
+    """A setting that is one key of a KV v2 secret; `template`, if any, is filled with {value} as it is."""
+
+    name: str
+    mount: str
+    path: str
+    key: str
+    template: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The secret as people write it on the command line, "MOUNT/PATH"."""
+        return f"{self.mount}/{self.path}"
+
+    def render(self, value: str) -> str:
+        """Return the text of the setting."""
+        return value if self.template is None else self.template.format(value=value)
+
+
+@dataclass(frozen=True)
+class DatabaseSetting:
+    """A setting made of database credentials; `template` is filled with URL-quoted {username}, {password}."""
+
+    name: str
+    path: str
+    template: str
+
+    def render(self, username: str, password: str) -> str:
+        """Return the text of the setting."""
+        return self.template.format(username=quote(username, safe=""), password=quote(password, safe=""))
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the configuration file says. `poll_seconds`: how often KV secrets are read again."""
+
+    address: str
+    ca_certificate: Path | None
+    approle_mount: str
+    kv: tuple[KvSetting, ...]
+    database: tuple[DatabaseSetting, ...]
+    poll_seconds: float = DEFAULT_POLL_SECONDS
+
+
+@dataclass(frozen=True)
+class Credential:
+    """The host's AppRole identity."""
+
+    role_id: str
+    secret_id: str
+
+    def __repr__(self) -> str:
+        return "Credential(***)"
+
+
+def read_config(file: Path) -> Config:
+    """Return the configuration in `file`; raises ConfigurationError."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {_reason(error)}; check --config") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{file} is not JSON ({error}); correct it") from None
+    return _Reader(file).config(document)
+
+
+def read_credential(environment: Mapping[str, str] = os.environ) -> Credential:
+    """Return the credential `approle` that systemd has decrypted for this unit; raises EnrolmentError."""
+    directory = environment.get("CREDENTIALS_DIRECTORY", "")
+    file = Path(directory) / "approle"
+    if not directory or not file.exists():
+        raise EnrolmentError(f"this host has no AppRole credential; {ENROLL}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        role_id, secret_id = document["role_id"], document["secret_id"]
+    except OSError as error:
+        raise EnrolmentError(f"cannot read the AppRole credential: {_reason(error)}; {ENROLL}") from None
+    except (ValueError, KeyError, TypeError):
+        role_id = secret_id = None
+    if not (isinstance(role_id, str) and role_id and isinstance(secret_id, str) and secret_id):
+        raise EnrolmentError(f"the AppRole credential is not what enrolment writes; {ENROLL}")
+    return Credential(role_id, secret_id)
+
+
+class _Reader:
+    """Turns the parsed document into a Config; every refusal names the file and the place in it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def config(self, document: Any) -> Config:
+        known = {"address", "ca_certificate", "approle_mount", "settings", "poll_seconds"}
+        self._keys(document, "the file", known, required={"address", "approle_mount", "settings"})
+        settings = document["settings"]
+        if not isinstance(settings, dict):
+            raise self._wrong("settings", "is not an object {setting name: source}")
+        parsed = [self._setting(name, source) for name, source in settings.items()]
+        return Config(
+            address=self._address(document["address"]),
+            ca_certificate=self._ca_certificate(document.get("ca_certificate", "")),
+            approle_mount=self._text(document["approle_mount"], "approle_mount").strip("/"),
+            kv=tuple(setting for setting in parsed if isinstance(setting, KvSetting)),
+            database=tuple(setting for setting in parsed if isinstance(setting, DatabaseSetting)),
+            poll_seconds=self._poll_seconds(document.get("poll_seconds", DEFAULT_POLL_SECONDS)),
+        )
+
+    def _setting(self, name: str, source: Any) -> KvSetting | DatabaseSetting:
+        where = f"settings.{name}"
+        if not name or "=" in name or "\0" in name:
+            raise self._wrong(where, "cannot be the name of an environment variable")
+        if isinstance(source, dict) and "database" in source:
+            self._keys(source, where, {"database", "template"}, required={"database", "template"})
+            path = self._text(source["database"], f"{where}.database").strip("/")
+            fields = {"username", "password"}
+            return DatabaseSetting(name, path, self._template(source["template"], where, fields))
+        self._keys(source, where, {"kv", "key", "template"}, required={"kv", "key"})
+        mount, _, path = self._text(source["kv"], f"{where}.kv").strip("/").partition("/")
+        if not path:
+            raise self._wrong(f"{where}.kv", "is not MOUNT/PATH, such as secret/forge")
+        template = self._template(source["template"], where, {"value"}) if "template" in source else None
+        return KvSetting(name, mount, path, self._text(source["key"], f"{where}.key"), template)
+
+    def _template(self, value: Any, where: str, fields: set[str]) -> str:
+        where = f"{where}.template"
+        template = self._text(value, where)
+        shown = " and ".join(f"{{{field}}}" for field in sorted(fields, reverse=True))
+        try:
+            parts = list(string.Formatter().parse(template))
+        except ValueError:
+            raise self._wrong(where, "has a single brace", "write {{ or }} for a brace of its own") from None
+        used = {(field, spec, conversion) for _, field, spec, conversion in parts if field is not None}
+        if used != {(field, "", None) for field in fields}:
+            raise self._wrong(where, f"does not use exactly {shown}")
+        return template
+
+    def _address(self, value: Any) -> str:
+        address = self._text(value, "address").rstrip("/")
+        parts = urlsplit(address)
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.path:
+            raise self._wrong("address", f"is not a URL such as https://infra1:8200: {address!r}")
+        if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise self._wrong("address", "is http://, which would send secrets in clear", "use https://")
+        return address
+
+    def _ca_certificate(self, value: Any) -> Path | None:
+        if value == "":
+            return None
+        file = Path(self._text(value, "ca_certificate"))
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise self._wrong("ca_certificate", f"cannot be read, {file}: {_reason(error)}") from None
+        return file
+
+    def _poll_seconds(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
+            raise self._wrong("poll_seconds", "is not a number of seconds between 0 and 86400")
+        return float(value)
+
+    def _keys(self, value: Any, where: str, known: set[str], required: set[str]) -> None:
+        if not isinstance(value, dict):
+            raise self._wrong(where, "is not an object")
+        for key in value:
+            if key not in known:
+                raise self._wrong(where, f"has the unknown key {key!r}", f"known: {', '.join(sorted(known))}")
+        for key in sorted(required):
+            if key not in value:
+                raise self._wrong(where, f"lacks the key {key!r}", "add it")
+
+    def _text(self, value: Any, where: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise self._wrong(where, "is not a text, or is empty")
+        return value
+
+    def _wrong(self, where: str, what: str, cure: str = "correct it") -> ConfigurationError:
+        return ConfigurationError(f"{self._file}: {where} {what}; {cure}")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

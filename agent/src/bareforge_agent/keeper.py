@@ -1,0 +1,284 @@
+"""The agent at work: obtain every declared setting, write the files, keep both alive and current.
+
+One thread, one loop. What was written stays until something newer is known: while Vault is away, the
+applications go on with what they have.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bareforge_agent import files
+from bareforge_agent.config import Config, Credential, KvSetting
+from bareforge_agent.errors import (
+    AgentError,
+    PathError,
+    TokenLostError,
+    UnavailableError,
+)
+from bareforge_agent.notify import notify
+from bareforge_agent.stop import Stop
+from bareforge_agent.vault import DatabaseCredentials, Token, Vault
+
+# Share of the time to live after which to renew, with jitter so that hosts do not all come at once.
+RENEW_AT = (0.35, 0.45)
+# A renewal that gives less than this share of the full time to live says that the end is near.
+WORTH_KEEPING = 0.9
+# Seconds between attempts while Vault is not available: 1, 2, 4, 5, 5, ...
+FIRST_WAIT, LONGEST_WAIT = 1.0, 5.0
+
+
+class Keeper:
+    """Keeps the settings of `config` in `directory`.
+
+    `log` is given one line at each change of what is the matter. `stop` ends `run`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        credential: Credential,
+        directory: Path,
+        stop: Stop,
+        log: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._credential = credential
+        self._directory = directory
+        self._stop = stop
+        self._log = log
+        self._trouble = ""
+        self._status = ""
+        self._wait = FIRST_WAIT
+        self._vault = Vault(config)
+        self._token: Token | None = None
+        self._renew_token_at = 0.0
+        self._databases: dict[str, DatabaseCredentials] = {}
+        self._renew_lease_at: dict[str, float] = {}
+        self._read_kv_at = 0.0
+
+    def run(self) -> None:
+        """Start and go on until stopped. Nothing is revoked at the end: the next start takes over.
+
+        Raises the AgentError of a start that cannot succeed by waiting; later ones are reported and retried.
+        """
+        while not self._stop.asked():
+            try:
+                self._start()
+            except UnavailableError as error:
+                self._say(error)
+                self._pause()
+                continue
+            self._well()
+            notify(READY="1")
+            break
+        while not self._stop.asked():
+            try:
+                self._step()
+            except AgentError as error:
+                self._say(error)
+                self._pause()
+                continue
+            self._well()
+            self._stop.wait(max(0.05, self._next_due() - time.monotonic()))
+
+    def _start(self) -> None:
+        if not self._resume():
+            self._log_in()
+        self._read_kv()
+        self._obtain_databases()
+
+    def _step(self) -> None:
+        """Do what is due. What fails stays due, and does not keep the rest from being done."""
+        now = time.monotonic()
+        due: list[Callable[[], None]] = []
+        if now >= self._renew_token_at:
+            due.append(self._renew_token)
+        if now >= self._read_kv_at:
+            due.append(self._read_kv)
+        due += [partial(self._renew_database, path) for path, at in self._renew_lease_at.items() if now >= at]
+        if len(self._databases) < len(self._paths()):
+            due.append(self._obtain_databases)
+        failure: AgentError | None = None
+        for action in due:
+            try:
+                action()
+            except TokenLostError:
+                self._renew_token_at = 0.0
+                self._log_in()
+                self._read_kv_at = 0.0
+                return
+            except AgentError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _next_due(self) -> float:
+        if len(self._databases) < len(self._paths()):
+            return 0.0
+        return min(self._renew_token_at, self._read_kv_at, *self._renew_lease_at.values())
+
+    # token
+
+    def _log_in(self) -> None:
+        """Get a new token. Database users end with the token they were made by, so new ones are needed."""
+        self._vault = Vault(self._config)
+        self._set_token(self._vault.login(self._credential))
+        self._databases = {}
+        self._renew_lease_at = {}
+        self._save()
+
+    def _renew_token(self) -> None:
+        token = self._token
+        if token is None or not token.renewable:
+            raise TokenLostError("the token is not renewable; log in again")
+        renewed = self._vault.renew_token(token)
+        if renewed.ttl < WORTH_KEEPING * token.full:
+            raise TokenLostError("the token has reached its longest life; log in again")
+        self._set_token(renewed)
+
+    def _set_token(self, token: Token) -> None:
+        self._token = token
+        self._renew_token_at = _renew_at(token.ttl) if token.full else float("inf")
+
+    # settings
+
+    def _read_kv(self) -> None:
+        secrets: dict[str, dict[str, Any]] = {}
+        settings: dict[str, str] = {}
+        for setting in self._config.kv:
+            if setting.place not in secrets:
+                secrets[setting.place] = self._vault.read_kv(setting)
+            settings[setting.name] = setting.render(value_of(setting, secrets[setting.place]))
+        if files.write_settings(self._directory / "kv.json", settings):
+            self._log(f"wrote kv.json: {', '.join(sorted(settings)) or 'nothing declared'}")
+        self._read_kv_at = time.monotonic() + self._config.poll_seconds
+
+    def _paths(self) -> set[str]:
+        return {setting.path for setting in self._config.database}
+
+    def _obtain_databases(self) -> None:
+        for path in sorted(self._paths() - self._databases.keys()):
+            self._new_database(path)
+        self._write_databases()
+
+    def _new_database(self, path: str) -> None:
+        credentials = self._vault.read_database(path)
+        self._databases[path] = credentials
+        self._renew_lease_at[path] = self._database_due(credentials, credentials.ttl)
+        # Saved at once: what is not known after a crash stays in the database until its lease ends.
+        self._save()
+
+    def _renew_database(self, path: str) -> None:
+        credentials = self._databases[path]
+        ttl = None
+        if credentials.lease_id and credentials.renewable:
+            ttl = self._vault.renew_lease(credentials.lease_id)
+        if ttl is not None and ttl >= WORTH_KEEPING * credentials.ttl:
+            self._renew_lease_at[path] = self._database_due(credentials, ttl)
+        else:
+            self._new_database(path)
+            self._write_databases()
+
+    def _database_due(self, credentials: DatabaseCredentials, ttl: float) -> float:
+        # Credentials of a static role have no lease: Vault changes their password, so they are read again.
+        return _renew_at(ttl) if credentials.lease_id else time.monotonic() + self._config.poll_seconds
+
+    def _write_databases(self) -> None:
+        if self._paths() - self._databases.keys():
+            return  # the file that is there is better than one with settings left out
+        settings = {}
+        for setting in self._config.database:
+            credentials = self._databases[setting.path]
+            settings[setting.name] = setting.render(credentials.username, credentials.password)
+        if files.write_settings(self._directory / "db.json", settings):
+            self._log(f"wrote db.json: {', '.join(sorted(settings)) or 'nothing declared'}")
+
+    # state across restarts
+
+    def _save(self) -> None:
+        token = self._token
+        files.write(self._directory / "token", token.value if token else "", files.STATE_MODE)
+        state = {
+            "address": self._config.address,
+            "role_id": self._credential.role_id,
+            "databases": {path: vars(credentials) for path, credentials in self._databases.items()},
+        }
+        files.write(self._directory / "state.json", files.to_json(state), files.STATE_MODE)
+
+    def _resume(self) -> bool:
+        """Take over token and leases of the process before this one; returns whether that was possible."""
+        state = files.read_state(self._directory / "state.json")
+        value = files.read_text(self._directory / "token")
+        same = (state.get("address"), state.get("role_id")) == (
+            self._config.address,
+            self._credential.role_id,
+        )
+        if not value or not same:
+            return False
+        self._vault = Vault(self._config, token=value)
+        try:
+            self._set_token(self._vault.look_up_token())
+            self._renew_token()
+            self._databases = {}
+            for path, saved in state.get("databases", {}).items():
+                if path in self._paths():
+                    self._databases[path] = DatabaseCredentials(**saved)
+                    self._renew_lease_at[path] = 0.0
+                    self._renew_database(path)
+        except TokenLostError:
+            return False
+        except TypeError:
+            # written by another version of the agent
+            return False
+        return True
+
+    # what is the matter
+
+    def _say(self, error: AgentError) -> None:
+        text = str(error)
+        if text != self._trouble:
+            self._log(text)
+        self._trouble = text
+        self._tell(text)
+
+    def _well(self) -> None:
+        count = len(self._config.kv) + len(self._config.database)
+        if self._trouble:
+            self._log("all is well again")
+        self._trouble = ""
+        self._wait = FIRST_WAIT
+        self._tell(f"ok, {count} settings")
+
+    def _tell(self, status: str) -> None:
+        if status != self._status:
+            notify(STATUS=status)
+        self._status = status
+
+    def _pause(self) -> None:
+        self._stop.wait(self._wait * random.uniform(0.8, 1.0))  # noqa: S311 (no secret is made of it)
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+
+def value_of(setting: KvSetting, secret: dict[str, Any]) -> str:
+    """Return the value of the setting's key in `secret`; raises PathError."""
+    if setting.key not in secret:
+        present = ", ".join(sorted(secret)) or "none"
+        raise PathError(
+            f"{setting.place} has no key {setting.key!r} (for {setting.name}), only: {present}; "
+            f"add it: vault kv patch {setting.place} {setting.key}=..."
+        )
+    value = secret[setting.key]
+    if not isinstance(value, str):
+        raise PathError(
+            f"the key {setting.key!r} of {setting.place} (for {setting.name}) is not a string; "
+            "write it as one"
+        )
+    return value
+
+
+def _renew_at(ttl: float) -> float:
+    return time.monotonic() + ttl * random.uniform(*RENEW_AT)  # noqa: S311 (no secret is made of it)

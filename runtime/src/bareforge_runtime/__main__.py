@@ -1,0 +1,148 @@
+"""`python -m bareforge_runtime check | run | wait`; see `--help` of each."""
+
+import argparse
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+from bareforge_runtime import secrets
+from bareforge_runtime.ending import end
+from bareforge_runtime.redact import RedactingStream, Redactor
+
+
+def main() -> None:
+    """Run one command. Failure: exit code 1 and one line `bareforge-runtime: cause; cure`, the last one."""
+    arguments = _parser().parse_args()
+    redact = Redactor()
+    sys.stdout = RedactingStream(sys.stdout, redact)
+    sys.stderr = RedactingStream(sys.stderr, redact)
+    _forget_the_start_directory()
+    try:
+        arguments.command(arguments, redact)
+    except secrets.SecretsError as error:
+        _end(str(error), redact)
+
+
+def _check(arguments: argparse.Namespace, redact: Redactor) -> None:
+    from bareforge_runtime import candidate
+
+    try:
+        good = candidate.check(
+            candidate.Candidate(
+                app=arguments.app,
+                chdir=arguments.chdir,
+                gunicorn_config=arguments.gunicorn_config,
+                imports_only=arguments.imports_only,
+                ready_path=arguments.ready_path,
+                host=arguments.host,
+                timeout=arguments.timeout,
+            ),
+            redact,
+        )
+    except candidate.CheckError as error:
+        _end(str(error), redact)
+    print(f"ok: {good}")
+    sys.stdout.flush()
+    # Threads of the application may keep the process alive for ever.
+    os._exit(0)
+
+
+def _run(arguments: argparse.Namespace, redact: Redactor) -> None:
+    module = arguments.module
+    if arguments.chdir is not None:
+        try:
+            os.chdir(arguments.chdir)
+        except OSError as error:
+            _end(
+                f"cannot change to {arguments.chdir}: {(error.strerror or '').lower()}; check --chdir", redact
+            )
+    sys.path.insert(0, str(Path.cwd()))
+    redact.add(secrets.load_into_environment().values())
+    sys.argv = [module, *arguments.arguments]
+    again = "fix what the lines above name and run it again"
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+        if code:
+            _end(f"{module} ended with exit code {code}; {again}", redact)
+    except Exception as error:
+        from bareforge_runtime.loading import one_line
+
+        traceback.print_exc()
+        _end(f"{module} failed: {one_line(error)}; {again}", redact)
+
+
+def _wait(arguments: argparse.Namespace, redact: Redactor) -> None:
+    from bareforge_runtime import waiting
+
+    gate = waiting.Gate(
+        socket=arguments.socket,
+        path=arguments.path,
+        host=arguments.host,
+        timeout=arguments.timeout,
+        pid=arguments.pid,
+    )
+    try:
+        waiting.wait(gate)
+    except waiting.NotReadyError as error:
+        _end(str(error), redact)
+
+
+def _end(cause_and_cure: str, redact: Redactor) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    end(cause_and_cure, redact)
+
+
+def _forget_the_start_directory() -> None:
+    """Undo that `python -m` puts the current directory first: it may be that of another release."""
+    if not sys.flags.safe_path and sys.path and sys.path[0] == str(Path.cwd()):
+        del sys.path[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bareforge_runtime", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="would this release serve? opens no listening socket")
+    check.set_defaults(command=_check)
+    check.add_argument("--app", required=True, metavar="MODULE:ATTRIBUTE[()]")
+    check.add_argument(
+        "--chdir", type=Path, metavar="DIR", help="import from here; wins over the configuration"
+    )
+    check.add_argument("--gunicorn-config", type=Path, metavar="FILE")
+    check.add_argument(
+        "--imports-only", action="store_true", help="do not start it, do not ask whether it is ready"
+    )
+    check.add_argument("--ready-path", default="/ready", metavar="PATH")
+    check.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
+    check.add_argument(
+        "--timeout", type=float, default=30, metavar="SECONDS", help="for everything; default 30"
+    )
+
+    run = commands.add_parser(
+        "run", help="run a module, as python -m does, with the secrets in its environment"
+    )
+    run.set_defaults(command=_run)
+    run.add_argument("--chdir", type=Path, metavar="DIR")
+    run.add_argument("module", metavar="MODULE")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+
+    wait = commands.add_parser("wait", help="wait until the application answers 200 over its unix socket")
+    wait.set_defaults(command=_wait)
+    wait.add_argument("--socket", type=Path, required=True, metavar="PATH")
+    wait.add_argument("--path", default="/ready", metavar="PATH")
+    wait.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
+    wait.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="default 60")
+    wait.add_argument("--pid", type=int, metavar="PID", help="stop at once when this process is gone")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

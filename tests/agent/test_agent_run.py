@@ -1,0 +1,239 @@
+"""`run` against a real server: what it writes, keeps alive, and takes over."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.agent.conftest import FORGE_KEY, Bao, Host, Postgres
+
+READY = "READY=1"
+
+
+def url(role: str, port: int) -> dict[str, Any]:
+    template = f"postgresql://{{username}}:{{password}}@127.0.0.1:{port}/postgres"
+    return {"FORGE_DATABASE_URL": {"database": f"database/creds/{role}", "template": template}}
+
+
+def test_files_and_their_modes(host: Host, database: Postgres) -> None:
+    host.configure({**FORGE_KEY, **url("forge", database.port)})
+    host.start()
+    host.wait_for_status(READY)
+    assert "STATUS=ok, 2 settings" in host.status
+    assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in host.runtime.iterdir()}
+    assert modes == {"kv.json": "0o440", "db.json": "0o440", "token": "0o400", "state.json": "0o400"}
+    assert {file.stat().st_gid for file in host.runtime.iterdir()} == {host.runtime.stat().st_gid}
+    log = (host.directory / "log").read_text()
+    assert log.splitlines() == ["wrote kv.json: FORGE_SECRET_KEY", "wrote db.json: FORGE_DATABASE_URL"]
+
+
+def connect(host: Host, address: str = "") -> str:
+    """Log in to the database with what db.json says (or said) and return the user's name."""
+    done = subprocess.run(
+        ["psql", "-Atc", "SELECT current_user", address or host.settings("db")["FORGE_DATABASE_URL"]],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_database_credentials_work(host: Host, database: Postgres) -> None:
+    host.configure(url("forge", database.port))
+    host.start()
+    host.wait_for_status(READY)
+    assert connect(host).startswith("v-")
+    assert not (host.runtime / "kv.json").exists()
+
+
+def test_environment_is_disregarded_and_holds_no_secret(host: Host) -> None:
+    """HTTPS_PROXY and VAULT_TOKEN are set for every agent here (see conftest): it would not get this far."""
+    process = host.start()
+    host.wait_for_status(READY)
+    environment = Path(f"/proc/{process.pid}/environ").read_text(encoding="utf-8")
+    assert "VAULT_TOKEN=must-not-be-used" in environment
+    assert (host.runtime / "token").read_text() not in environment
+    assert "k-e-y-1" not in environment
+
+
+def test_kv_change_is_seen(host: Host, bao: Bao) -> None:
+    host.start()
+    host.wait_for_status(READY)
+    time.sleep(0.5)
+    unchanged = (host.runtime / "kv.json").stat()
+    bao.put("forge", secret_key="k-e-y-2")
+    host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-2")
+    assert (host.runtime / "kv.json").stat().st_ino != unchanged.st_ino, "replaced, not rewritten"
+    assert host.log().count("wrote kv.json: FORGE_SECRET_KEY") == 2, "written only when it changed"
+
+
+def test_restart_takes_over_token_and_lease(host: Host, database: Postgres) -> None:
+    host.configure({**FORGE_KEY, **url("forge", database.port)})
+    process = host.start()
+    host.wait_for_status(READY)
+    accessor, user = host.accessor(), connect(host)
+    assert host.stop(process) == 0
+    host.start()
+    host.wait_for_status(READY)
+    assert (host.accessor(), connect(host)) == (accessor, user)
+
+
+def test_restart_with_a_revoked_token_logs_in(host: Host, bao: Bao) -> None:
+    process = host.start()
+    host.wait_for_status(READY)
+    accessor = host.accessor()
+    host.stop(process)
+    bao.root.auth.token.revoke_accessor(accessor)
+    host.start()
+    host.wait_for_status(READY)
+    assert host.accessor() != accessor
+
+
+def test_restart_under_another_identity_does_not_take_over(host: Host, bao: Bao) -> None:
+    process = host.start()
+    host.wait_for_status(READY)
+    accessor = host.accessor()
+    host.stop(process)
+    host.put_credential(bao.role("host-renamed"))
+    host.start()
+    host.wait_for_status(READY)
+    assert host.accessor() != accessor
+
+
+def test_unusable_state_is_no_obstacle(host: Host) -> None:
+    (host.runtime / "state.json").write_text('{"databases": ')
+    (host.runtime / "token").write_text("x")
+    host.start()
+    host.wait_for_status(READY)
+
+
+def test_setting_no_longer_declared_disappears(host: Host, database: Postgres) -> None:
+    host.configure({**FORGE_KEY, **url("forge", database.port)})
+    process = host.start()
+    host.wait_for_status(READY)
+    host.stop(process)
+    host.configure(FORGE_KEY)
+    host.start()
+    host.wait_for_status(READY)
+    assert not (host.runtime / "db.json").exists()
+
+
+def test_token_is_renewed(host: Host, bao: Bao) -> None:
+    host.put_credential(bao.role("host-short-period", token_period="2s"))
+    host.start()
+    host.wait_for_status(READY)
+    accessor = host.accessor()
+    time.sleep(3)
+    assert host.accessor() == accessor
+
+
+def test_revoked_token_is_replaced_with_new_database_user(host: Host, bao: Bao, database: Postgres) -> None:
+    host.configure({**FORGE_KEY, **url("forge", database.port)})
+    host.start()
+    host.wait_for_status(READY)
+    user = connect(host)
+    bao.root.auth.token.revoke_accessor(host.accessor())
+    deadline = time.monotonic() + 10
+    while user in host.settings("db")["FORGE_DATABASE_URL"]:
+        assert time.monotonic() < deadline, host.log()
+        time.sleep(0.05)
+    assert connect(host) != user
+
+
+def test_lease_at_its_end_is_replaced_in_time(host: Host, database: Postgres) -> None:
+    """TTL 2 s, 4 s at most: over 5 s at every moment what db.json says works, and the users change.
+
+    At a change the old user lives on for a while, so that pools can move.
+    """
+    host.configure(url("short", database.port))
+    host.start()
+    host.wait_for_status(READY)
+    users = {connect(host)}
+    address = host.settings("db")["FORGE_DATABASE_URL"]
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        users.add(connect(host))
+        before, address = address, host.settings("db")["FORGE_DATABASE_URL"]
+        time.sleep(0.3)
+        if before != address:
+            assert connect(host, before) in users
+    assert 2 <= len(users) <= 6
+
+
+def test_sealed_at_start_then_ready(host: Host, bao: Bao) -> None:
+    bao.seal()
+    process = host.start()
+    sealed = f"Vault at {bao.address} is sealed; unseal it, the agent goes on by itself"
+    host.wait_for_status(f"STATUS={sealed}")
+    time.sleep(2.5)
+    assert READY not in host.listen()
+    assert process.poll() is None
+    bao.unseal()
+    host.wait_for_status(READY)
+    assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    assert host.log() == [sealed, "wrote kv.json: FORGE_SECRET_KEY", "all is well again"]
+
+
+def test_sealed_later_keeps_the_files(host: Host, bao: Bao) -> None:
+    host.start()
+    host.wait_for_status(READY)
+    bao.seal()
+    sealed = f"Vault at {bao.address} is sealed; unseal it, the agent goes on by itself"
+    host.wait_for_status(f"STATUS={sealed}")
+    time.sleep(1.5)
+    assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    bao.unseal()
+    bao.put("forge", secret_key="k-e-y-3")
+    host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-3")
+    assert [line for line in host.listen() if line.startswith("STATUS=")] == [
+        "STATUS=ok, 1 settings",
+        f"STATUS={sealed}",
+        "STATUS=ok, 1 settings",
+    ]
+    assert host.log().count(sealed) == 1
+
+
+def test_key_that_goes_missing_later_keeps_the_file(host: Host, bao: Bao, database: Postgres) -> None:
+    """And what is wrong with one setting does not keep the others from being renewed."""
+    host.configure({**FORGE_KEY, **url("short", database.port)})
+    host.start()
+    host.wait_for_status(READY)
+    bao.put("forge", other="x")
+    missing = (
+        "secret/forge has no key 'secret_key' (for FORGE_SECRET_KEY), only: other; "
+        "add it: vault kv patch secret/forge secret_key=..."
+    )
+    host.wait_for_status(f"STATUS={missing}")
+    first = connect(host)
+    assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    deadline = time.monotonic() + 12
+    while connect(host) == first:
+        assert time.monotonic() < deadline, host.log()
+        time.sleep(0.2)
+    assert host.log().count(missing) == 1
+
+
+def test_permanent_refusal_ends_it(host: Host, bao: Bao) -> None:
+    host.put_credential({**bao.credential(), "secret_id": "hidden"})
+    process = host.start()
+    assert process.wait(10) == 3
+    assert host.log() == [
+        "bareforge-agent: Vault refused the AppRole login (invalid role or secret ID); "
+        "enrol this host again: ansible-playbook playbooks/deploy.yml -e vault_agent_enroll=true"
+    ]
+
+
+def test_needs_its_runtime_directory(host: Host) -> None:
+    done = host.agent("run", RUNTIME_DIRECTORY="")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "bareforge-agent: RUNTIME_DIRECTORY is not set; "
+        "start the agent by its unit: systemctl start bareforge-agent\n",
+    )
+
+
+def test_state_file_holds_what_a_restart_needs(host: Host) -> None:
+    host.start()
+    host.wait_for_status(READY)
+    state = json.loads((host.runtime / "state.json").read_text())
+    assert sorted(state) == ["address", "databases", "role_id"]

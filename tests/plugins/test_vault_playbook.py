@@ -1,0 +1,246 @@
+"""playbooks/vault.yml against a real server and a real PostgreSQL: complete after one run, then silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hvac
+import pytest
+from conftest import ROOT, START_SECONDS, Ansible, Run, Server, free_port, running_vault
+
+ADMIN_PASSWORD = secrets.token_hex(12)
+
+
+@dataclass
+class Database:
+    """A throw-away PostgreSQL with the database forge, its owner and Vault's administrator."""
+
+    port: int
+    binaries: Path
+
+    def query(
+        self, statement: str, user: str = "postgres", password: str = "", database: str = "forge"
+    ) -> str:
+        """Return psql's answer; raise AssertionError with its words when it refuses."""
+        done = subprocess.run(
+            [
+                *(str(self.binaries / "psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--quiet"),
+                *("--host=127.0.0.1", f"--port={self.port}", f"--username={user}", database),
+            ],
+            input=statement,
+            env={**os.environ, "PGPASSWORD": password, "ON_ERROR_STOP": "1"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert not done.stderr, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"))
+    data = tmp_path_factory.mktemp("postgresql")
+    # PostgreSQL refuses to run as root
+    account = pwd.getpwnam("postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name)
+    for directory in (data, *data.parents[:2]):
+        directory.chmod(0o755)
+    os.chown(data, account.pw_uid, account.pw_gid)
+    user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
+    cluster = data / "cluster"
+    subprocess.run(
+        [binaries / "initdb", "--pgdata", cluster, "--username=postgres", "--no-sync", "--auth-local=trust"],
+        check=True,
+        capture_output=True,
+        cwd=data,
+        **user,
+    )
+    (cluster / "pg_hba.conf").write_text(
+        "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+    )
+    port = free_port()
+    with (data.parent / "postgresql.log").open("wb") as log:
+        process = subprocess.Popen(
+            [binaries / "postgres", "-D", cluster, "-p", str(port), "-k", "", "-h", "127.0.0.1", "-F"],
+            stdout=log,
+            stderr=log,
+            cwd=data,
+            **user,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while subprocess.run(
+            [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)], check=False
+        ).returncode:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        made = Database(port, binaries)
+        made.query(
+            "CREATE ROLE forge_owner NOLOGIN;"
+            f"CREATE ROLE vault_admin LOGIN CREATEROLE PASSWORD '{ADMIN_PASSWORD}';"
+            "GRANT forge_owner TO vault_admin WITH ADMIN OPTION; GRANT pg_signal_backend TO vault_admin;",
+            database="postgres",
+        )
+        made.query("CREATE DATABASE forge OWNER forge_owner", database="postgres")
+        yield made
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)
+
+
+@pytest.fixture
+def empty_vault(tmp_path: Path) -> Iterator[Server]:
+    directory = tmp_path / "vault"
+    directory.mkdir()
+    with running_vault(directory) as server:
+        yield server
+
+
+def inventory(database: Database) -> dict[str, Any]:
+    return {
+        "asgi_app_name": "forge",
+        "vault_agent_settings": {
+            "FORGE_SECRET_KEY": {"kv": "secret/forge", "key": "secret_key"},
+            "FORGE_MAIL_KEY": {"kv": "team/mail/forge", "key": "key"},
+            "FORGE_DATABASE_URL": {
+                "database": "database/creds/forge",
+                "template": "postgresql+asyncpg://{username}:{password}@127.0.0.1/forge",
+            },
+        },
+        "vault_generated_secrets": {"secret/forge": {"secret_key": 64}},
+        "vault_database": {"address": f"127.0.0.1:{database.port}", "parameters": "sslmode=disable"},
+    }
+
+
+def configure(
+    ansible: Ansible, server: Server, variables: dict[str, Any], *arguments: str, **environment: str
+) -> Run:
+    hosts = {
+        "all": {"vars": variables},
+        "app": {
+            "hosts": {"web1": {"vault_host_cidrs": ["127.0.0.1/32"]}, "web2": {"vault_agent_role": "second"}}
+        },
+    }
+    path = ansible.directory / "hosts.json"
+    path.write_text(json.dumps(hosts))
+    return ansible.run(
+        ROOT / "playbooks/vault.yml",
+        f"--inventory={path}",
+        *arguments,
+        **{**server.environment, "VAULT_DATABASE_PASSWORD": ADMIN_PASSWORD, **environment},
+    )
+
+
+def changed(run: Run) -> int:
+    assert run.status == 0, run.output
+    found = re.search(r"localhost +: ok=\d+ +changed=(\d+)", run.output)
+    assert found
+    return int(found.group(1))
+
+
+def login(server: Server, role: str) -> hvac.Client:
+    role_id = server.read(f"auth/approle/role/{role}/role-id")["role_id"]
+    secret_id = server.write(f"auth/approle/role/{role}/secret-id")["data"]["secret_id"]
+    client = hvac.Client(url=server.address, token="", verify=str(server.ca))
+    client.session.trust_env = False
+    client.auth.approle.login(role_id, secret_id)
+    return client
+
+
+def test_second_run_changes_nothing(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    first = configure(ansible, empty_vault, variables, "-vvv", "--diff")
+    assert changed(first) > 0
+    made = empty_vault.read("secret/data/forge")["data"]
+    assert re.fullmatch("[0-9a-f]{64}", made["secret_key"])
+    for canary in (made["secret_key"], ADMIN_PASSWORD, empty_vault.root_token):
+        assert canary not in first.output
+
+    # the first password is needed once only
+    assert changed(configure(ansible, empty_vault, variables, VAULT_DATABASE_PASSWORD="")) == 0
+    assert changed(configure(ansible, empty_vault, variables, "--check")) == 0
+
+    longer = {
+        **variables,
+        "vault_token_period": "2h",
+        "vault_database": {**variables["vault_database"], "ttl": "2h"},
+    }
+    assert changed(configure(ansible, empty_vault, longer, "--check")) == 2
+    assert changed(configure(ansible, empty_vault, longer, VAULT_DATABASE_PASSWORD="")) == 2
+    assert empty_vault.read("secret/data/forge")["data"] == made
+
+
+def test_hosts_get_what_is_declared_and_nothing_else(
+    empty_vault: Server, database: Database, ansible: Ansible
+) -> None:
+    changed(configure(ansible, empty_vault, inventory(database)))
+    role = empty_vault.read("auth/approle/role/web1")
+    assert role["token_period"] == 3600
+    assert role["secret_id_ttl"] == 90 * 24 * 3600
+    assert role["secret_id_bound_cidrs"] == ["127.0.0.1/32"]
+    assert role["token_bound_cidrs"] == ["127.0.0.1"]
+    assert empty_vault.read("auth/approle/role/second")["secret_id_bound_cidrs"] == []
+
+    empty_vault.write("secret/data/other", data={"key": "1"})
+    host = login(empty_vault, "web1")
+    assert host.adapter.get("/v1/secret/data/forge")["data"]["data"]["secret_key"]
+    for path in (
+        "secret/data/other",
+        "secret/metadata/forge",
+        "database/config/forge",
+        "auth/approle/role/web1",
+    ):
+        with pytest.raises(hvac.exceptions.Forbidden):
+            host.adapter.get(f"/v1/{path}")
+    with pytest.raises(hvac.exceptions.Forbidden):
+        host.adapter.post("/v1/secret/data/forge", json={"data": {}})
+
+    lease = host.adapter.get("/v1/database/creds/forge")
+    user, password = lease["data"]["username"], lease["data"]["password"]
+    database.query("CREATE TABLE things (id int)", user, password)
+    assert database.query("SELECT tableowner FROM pg_tables WHERE tablename = 'things'") == "forge_owner"
+    empty_vault.client.sys.revoke_lease(lease["lease_id"])
+    assert database.query(f"SELECT count(*) FROM pg_roles WHERE rolname = '{user}'") == "0"
+    database.query("DROP TABLE things")
+
+
+def test_check_mode_on_an_empty_vault_writes_nothing(
+    empty_vault: Server, database: Database, ansible: Ansible
+) -> None:
+    assert changed(configure(ansible, empty_vault, inventory(database), "--check")) > 5
+    assert "secret/" not in empty_vault.read("sys/mounts")
+    assert "approle/" not in empty_vault.read("sys/auth")
+
+
+def test_without_a_database(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    del variables["vault_database"], variables["vault_agent_settings"]["FORGE_DATABASE_URL"]
+    assert changed(configure(ansible, empty_vault, variables)) > 0
+    assert "database/" not in empty_vault.read("sys/mounts")
+
+
+def test_refusals(vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    run = configure(ansible, vault, {**variables, "vault_database": {"adress": "127.0.0.1"}})
+    assert run.status != 0
+    assert run.result("Refuse a database description that cannot be followed")["msg"] == (
+        "vault_database needs address and knows address, name, username, owner, parameters, ttl, max_ttl, "
+        "and vault_agent_settings must read exactly one database path; found keys adress and path(s) "
+        "database/creds/forge; see docs/vault.md"
+    )
+    run = configure(ansible, vault, {**variables, "vault_agent_settings": {}})
+    assert run.result("Refuse empty settings")["msg"] == (
+        "vault_agent_settings is empty; name at least one setting, see roles/vault_agent/README.md"
+    )
