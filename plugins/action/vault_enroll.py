@@ -13,7 +13,11 @@ from ansible.plugins.action import ActionBase
 
 # Ansible puts the configured module_utils path into modules only; an action plugin has to add it itself
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError  # noqa: E402
+from ansible.module_utils.bareforge_vault import (  # noqa: E402
+    Vault,
+    VaultAccessError,
+    token_from_environment,
+)
 
 NEEDS_ENROLMENT = 3
 """The agent's exit code for a missing credential or a refused login."""
@@ -95,7 +99,7 @@ def wrapped_secret_id(mount: str, role: str, wrap_ttl: str) -> tuple[str, str]:
 
     Takes address, token and certificate from the environment; raises VaultAccessError.
     """
-    address, token = os.environ.get("VAULT_ADDR", ""), os.environ.get("VAULT_TOKEN", "")
+    address, token = os.environ.get("VAULT_ADDR", ""), token_from_environment()
     for name, value in (("VAULT_ADDR", address), ("VAULT_TOKEN", token)):
         if not value:
             raise VaultAccessError(

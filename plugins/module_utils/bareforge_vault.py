@@ -5,6 +5,7 @@ Used by the module vault_object and the action vault_enroll, both of which run o
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -31,6 +32,22 @@ LOOPBACK = re.compile(r"^http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/?$")
 
 class VaultAccessError(Exception):
     """What is wrong, where, and what to do next, in one line and without any secret value."""
+
+
+def token_from_environment() -> str:
+    """The token in VAULT_TOKEN, else the content of the file that VAULT_TOKEN_FILE names, else nothing.
+
+    The file is for tokens that a `vault agent` sink or a pipeline writes. Raises VaultAccessError if it cannot be read.
+    """
+    token, file = os.environ.get("VAULT_TOKEN", ""), os.environ.get("VAULT_TOKEN_FILE", "")
+    if token or not file:
+        return token
+    try:
+        return Path(file).read_text().strip()
+    except OSError as error:
+        raise VaultAccessError(
+            f"VAULT_TOKEN_FILE names {file}, which cannot be read ({(error.strerror or '').lower()}); correct it or set VAULT_TOKEN"
+        ) from None
 
 
 class Vault:

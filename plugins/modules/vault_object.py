@@ -40,7 +40,7 @@ options:
     type: dict
     default: {}
   address: {description: URL of Vault; default is C(VAULT_ADDR)., type: str}
-  token: {description: Token; default is C(VAULT_TOKEN). The file ~/.vault-token is not read., type: str}
+  token: {description: Token; default is C(VAULT_TOKEN), else the file C(VAULT_TOKEN_FILE) names. The file ~/.vault-token is not read., type: str}
   ca_certificate:
     description: PEM file of Vault's certificate authority; default is C(VAULT_CACERT).
     type: path
@@ -71,7 +71,7 @@ import re  # noqa: E402
 import secrets  # noqa: E402
 from typing import Any  # noqa: E402
 
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError  # noqa: E402
+from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment  # noqa: E402
 from ansible.module_utils.bareforge_vault_compare import differing, merge  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule, env_fallback  # noqa: E402
 
@@ -234,7 +234,7 @@ def main() -> None:
             "create_only": {"type": "bool", "default": False},
             "generate": {"type": "dict", "default": {}},
             "address": {"type": "str", "fallback": (env_fallback, ["VAULT_ADDR"])},
-            "token": {"type": "str", "no_log": True, "fallback": (env_fallback, ["VAULT_TOKEN"])},
+            "token": {"type": "str", "no_log": True},
             "ca_certificate": {"type": "path", "fallback": (env_fallback, ["VAULT_CACERT"])},
         },
         supports_check_mode=True,
@@ -243,7 +243,7 @@ def main() -> None:
     try:
         vault = Vault(
             given.pop("address") or "",
-            given.pop("token") or "",
+            given.pop("token") or token_from_environment(),
             given.pop("ca_certificate") or "",
             purpose=f"write {given['path']}",
         )

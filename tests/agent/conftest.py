@@ -241,7 +241,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def database(bao: Bao, postgres: Postgres) -> Postgres:
-    """The database engine: role `forge` lives 60 s, `short` 2 s and 4 s at most, `broken` cannot be made."""
+    """The database engine: role `forge` lives 60 s, `short` 3 s and 6 s at most, `broken` cannot be made."""
     bao.root.write_data(
         "database/config/main",
         data={
@@ -257,7 +257,7 @@ def database(bao: Bao, postgres: Postgres) -> Postgres:
     create = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
     for name, ttl, longest, statement in (
         ("forge", "60s", "10m", create),
-        ("short", "2s", "4s", create),
+        ("short", "3s", "6s", create),
         ("broken", "60s", "10m", "CREATE NONSENSE"),
     ):
         bao.root.write_data(

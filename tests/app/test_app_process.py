@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.app.postgresql import PASSWORD
 from tests.app.service import SECRET_KEY
@@ -17,7 +18,7 @@ from tests.app.service import SECRET_KEY
 ROOT = Path(__file__).parents[2]
 
 
-def start(url: str, port: int) -> subprocess.Popen[str]:
+def start(url: str, port: int, *arguments: str) -> subprocess.Popen[str]:
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT / "app/src"),
@@ -25,8 +26,9 @@ def start(url: str, port: int) -> subprocess.Popen[str]:
         "FORGE_SECRET_KEY": SECRET_KEY,
         "FORGE_DATABASE_URL": url,
     }
+    command = [sys.executable, "-m", "uvicorn", "--factory", "forge_app.main:create_app", "--port", str(port)]
     return subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--factory", "forge_app.main:create_app", "--port", str(port)],
+        [*command, *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -37,9 +39,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_uvicorn_serves_it_without_the_runtime_and_logs_only_json(server, settings):
+@pytest.mark.parametrize(("arguments", "access_ids"), [([], ["from-a-proxy"]), (["--no-access-log"], [])])
+def test_uvicorn_serves_it_without_the_runtime_and_logs_only_json(settings, arguments, access_ids):
     port = free_port()
-    process = start(str(settings.database_url), port)
+    process = start(str(settings.database_url), port, *arguments)
     try:
         for _ in range(200):
             try:
@@ -60,7 +63,7 @@ def test_uvicorn_serves_it_without_the_runtime_and_logs_only_json(server, settin
     # before uvicorn has loaded the application, it logs in its own way
     lines = [json.loads(line) for line in err.splitlines() if not line.startswith("INFO:     Started server")]
     access = [line for line in lines if line["logger"] == "uvicorn.access"]
-    assert [line["request_id"] for line in access] == ["from-a-proxy"]
+    assert [line["request_id"] for line in access] == access_ids
     assert "Application startup complete." in [line["message"] for line in lines]
     assert "Application shutdown complete." in [line["message"] for line in lines]
 

@@ -224,6 +224,15 @@ def test_check_mode_on_an_empty_vault_writes_nothing(
     assert "approle/" not in empty_vault.read("sys/auth")
 
 
+def test_documented_rights_are_enough(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    del variables["vault_agent_settings"]["FORGE_MAIL_KEY"]
+    rights = (ROOT / "docs/vault.md").read_text().split("```hcl\n")[1].split("```")[0]
+    token = empty_vault.token(rights)
+    assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) > 5
+    assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) == 0
+
+
 def test_without_a_database(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     variables = inventory(database)
     del variables["vault_database"], variables["vault_agent_settings"]["FORGE_DATABASE_URL"]

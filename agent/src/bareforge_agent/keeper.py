@@ -119,7 +119,10 @@ class Keeper:
     def _next_due(self) -> float:
         if len(self._databases) < len(self._paths()):
             return 0.0
-        return min(self._renew_token_at, self._read_kv_at, *self._renew_lease_at.values())
+        return min(self._deadlines())
+
+    def _deadlines(self) -> list[float]:
+        return [self._renew_token_at, self._read_kv_at, *self._renew_lease_at.values()]
 
     # token
 
@@ -259,7 +262,10 @@ class Keeper:
         self._status = status
 
     def _pause(self) -> None:
-        self._stop.wait(self._wait * random.uniform(0.8, 1.0))  # noqa: S311 (no secret is made of it)
+        now = time.monotonic()
+        jittered = self._wait * random.uniform(0.8, 1.0)  # noqa: S311 (no secret is made of it)
+        # What has failed is overdue; what has not must not wait for it.
+        self._stop.wait(min([jittered, *(at - now for at in self._deadlines() if at > now)]))
         self._wait = min(2 * self._wait, LONGEST_WAIT)
 
 

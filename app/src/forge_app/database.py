@@ -49,7 +49,11 @@ class Database:
         """Run SELECT 1 within `timeout` seconds. Raises TimeoutError or the driver's error."""
         query = asyncio.create_task(self._select_one())
         done, _ = await asyncio.wait({query}, timeout=timeout)
-        await query
+        if not done:
+            # not awaited: closing a connection to a server that hangs takes longer than the deadline
+            query.cancel()
+            raise TimeoutError
+        query.result()
 
     async def close(self) -> None:
         """Close every connection."""

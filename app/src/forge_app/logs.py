@@ -45,5 +45,7 @@ def configure_logging(level: str) -> None:
     root.setLevel(level.upper())
     for name in _SERVER_LOGGERS:
         logger = logging.getLogger(name)
-        logger.handlers = []
-        logger.propagate = True
+        # one without handlers propagates already, or was switched off: uvicorn's way to write no access log
+        if logger.handlers:
+            logger.handlers = []
+            logger.propagate = True
