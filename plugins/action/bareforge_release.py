@@ -44,7 +44,11 @@ class ActionModule(ActionBase):
                 cache,
                 server=bool(given.get("server", False)),
             )
-            result = {"id": plan.release_id, "path": f"{root}/releases/{plan.release_id}", "version": plan.source.version}
+            result = {
+                "id": plan.release_id,
+                "path": f"{root}/releases/{plan.release_id}",
+                "version": plan.source.version,
+            }
             if plan.release_id in probe["releases"]:
                 return {**result, "changed": False}
             if self._task.check_mode:
@@ -80,6 +84,6 @@ class ActionModule(ActionBase):
 
     def _module(self, task_vars: dict[str, Any] | None, **args: Any) -> dict[str, Any]:
         answer = self._execute_module(module_name="bareforge_release", module_args=args, task_vars=task_vars)
-        if answer.get("failed") or "msg" in answer and "changed" not in answer:
+        if answer.get("failed") or ("msg" in answer and "changed" not in answer):
             raise AnsibleActionFail(answer.get("msg", "the module gave no reason"), result=answer)
         return dict(answer)

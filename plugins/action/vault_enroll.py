@@ -69,9 +69,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"the host was enrolled, but its check still fails: {proof['msg']}")
         return {"changed": True, "msg": f"the host was enrolled: {why}"}
 
-    def _enroll(
-        self, given: dict[str, Any], on_host: dict[str, Any], task_vars: dict[str, Any] | None
-    ) -> None:
+    def _enroll(self, given: dict[str, Any], on_host: dict[str, Any], task_vars: dict[str, Any] | None) -> None:
         if not self._is_pipelining_enabled("new"):
             raise AnsibleActionFail(
                 "pipelining is off, so the host's disk would see the wrapping token; "

@@ -114,7 +114,7 @@ class Plan:
 
 
 def _run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         command, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode:
@@ -142,7 +142,7 @@ def _files(tree: Path) -> tuple[str, ...]:
 
 
 def _inside_git(tree: Path) -> bool:
-    probe = subprocess.run(  # noqa: S603
+    probe = subprocess.run(
         ["git", "-C", str(tree), "rev-parse", "--is-inside-work-tree"],  # noqa: S607
         capture_output=True,
         text=True,
@@ -170,31 +170,38 @@ def _directory(tree: Path, git_revision: str = "") -> Source:
             raise BundleError(f"{tree}/pyproject.toml is not valid TOML: {error}; correct the file") from None
         version, requires_python = str(project.get("version", "0")), str(project.get("requires-python", ""))
     if not git_revision and _inside_git(tree):
-        head = subprocess.run(  # noqa: S603
+        head = subprocess.run(
             ["git", "-C", str(tree), "rev-parse", "HEAD"],  # noqa: S607
             capture_output=True,
             text=True,
         )
         git_revision = head.stdout.strip() if head.returncode == 0 else ""
-    return Source(version, _digest_of(tree, files), tree, files, git_revision=git_revision, requires_python=requires_python)
+    return Source(
+        version, _digest_of(tree, files), tree, files, git_revision=git_revision, requires_python=requires_python
+    )
 
 
 def _git(source: str, cache: Path) -> Source:
     address, _, fragment = source.removeprefix("git+").partition("#")
     scheme, separator, rest = address.partition("://")
-    location, at, reference = rest.rpartition("@") if "@" in rest.rpartition("/")[2] else (rest, "", "HEAD")
+    location, _, reference = rest.rpartition("@") if "@" in rest.rpartition("/")[2] else (rest, "", "HEAD")
     url = f"{scheme}{separator}{location}"
     clone = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
     try:
         if not (clone / ".git").exists():
             clone.mkdir(parents=True, exist_ok=True)
             _run(["git", "init", "-q", str(clone)])
-        _run(["git", "-C", str(clone), "fetch", "-q", "--depth", "1", "--", url, reference], env={"GIT_TERMINAL_PROMPT": "0"})
+        _run(
+            ["git", "-C", str(clone), "fetch", "-q", "--depth", "1", "--", url, reference],
+            env={"GIT_TERMINAL_PROMPT": "0"},
+        )
         _run(["git", "-C", str(clone), "checkout", "-q", "--force", "FETCH_HEAD"])
         _run(["git", "-C", str(clone), "clean", "-qfdx"])
         revision = _run(["git", "-C", str(clone), "rev-parse", "HEAD"]).strip()
     except BundleError as error:
-        raise BundleError(f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access") from None
+        raise BundleError(
+            f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access"
+        ) from None
     subdirectory = dict(part.partition("=")[::2] for part in fragment.split("&")).get("subdirectory", "")
     tree = clone / subdirectory
     if not tree.is_dir():
@@ -312,7 +319,9 @@ def make_plan(source: str, lock: str, extras: list[str], target: Target, cache: 
     lines = flatten_lock(text, where, target)
     missing = [name for name in SERVER_PACKAGES if name not in lines] if server else []
     if missing:
-        raise BundleError(f"{where} does not pin {', '.join(missing)}; write the lock with: scripts/lock {source} > {where}")
+        raise BundleError(
+            f"{where} does not pin {', '.join(missing)}; write the lock with: scripts/lock {source} > {where}"
+        )
     if main.requirement and not lines.get(main.requirement, "").startswith(f"{main.requirement}=={main.version} "):
         raise BundleError(f"{where} does not pin {source}; write the lock with: scripts/lock '{source}' > {where}")
     more = tuple(_directory(Path(item).resolve()) for item in extras)
@@ -354,7 +363,9 @@ def _build_wheel(source: Source, out: Path) -> None:
                 env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH},
             )
         except BundleError as error:
-            raise BundleError(f"building a wheel from {source.tree} failed: {error}; try: uv build {source.tree}") from None
+            raise BundleError(
+                f"building a wheel from {source.tree} failed: {error}; try: uv build {source.tree}"
+            ) from None
 
 
 def _copy_tree(source: Source, out: Path) -> None:
@@ -401,12 +412,23 @@ def build_layer(plan: Plan, cache: Path) -> Path:
                 choice += ["--platform", platform]
             pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
             try:
-                _run([*pip, "--only-binary=:all:", "--require-hashes", *choice, "-d", str(wheels), "-r", f"{scratch}/lock.txt"])
+                _run(
+                    [
+                        *pip,
+                        "--only-binary=:all:",
+                        "--require-hashes",
+                        *choice,
+                        "-d",
+                        str(wheels),
+                        "-r",
+                        f"{scratch}/lock.txt",
+                    ]
+                )
                 _run([*pip, "--only-binary=:all:", "-d", scratch, f"pip=={_pip_version()}"])
             except BundleError as error:
                 raise BundleError(
                     f"cannot fetch the locked wheels for Python {target.python_version} on {target.machine} "
-                    f"(glibc {target.libc_version}): {error}; check the lock and the controller's way to the package index"
+                    f"(glibc {target.libc_version}): {error}; check the lock and the way to the package index"
                 ) from None
             _write_manifest(Path(scratch), plan)
             _pack(Path(scratch), archive)

@@ -37,7 +37,8 @@ class VaultAccessError(Exception):
 def token_from_environment() -> str:
     """The token in VAULT_TOKEN, else the content of the file that VAULT_TOKEN_FILE names, else nothing.
 
-    The file is for tokens that a `vault agent` sink or a pipeline writes. Raises VaultAccessError if it cannot be read.
+    The file is for tokens that a `vault agent` sink or a pipeline writes. Raises VaultAccessError if it cannot be
+    read.
     """
     token, file = os.environ.get("VAULT_TOKEN", ""), os.environ.get("VAULT_TOKEN_FILE", "")
     if token or not file:
@@ -46,7 +47,8 @@ def token_from_environment() -> str:
         return Path(file).read_text().strip()
     except OSError as error:
         raise VaultAccessError(
-            f"VAULT_TOKEN_FILE names {file}, which cannot be read ({(error.strerror or '').lower()}); correct it or set VAULT_TOKEN"
+            f"VAULT_TOKEN_FILE names {file}, which cannot be read ({(error.strerror or '').lower()}); "
+            "correct it or set VAULT_TOKEN"
         ) from None
 
 
@@ -61,9 +63,7 @@ class Vault:
         if not HAS_HVAC:
             raise VaultAccessError(f"Python package hvac is missing for {sys.executable}; run scripts/setup")
         if not address:
-            raise VaultAccessError(
-                "VAULT_ADDR is not set; export the URL of Vault, for example https://vault1:8200"
-            )
+            raise VaultAccessError("VAULT_ADDR is not set; export the URL of Vault, for example https://vault1:8200")
         if not address.startswith("https://") and not LOOPBACK.match(address):
             raise VaultAccessError(f"VAULT_ADDR {address} would send the token unencrypted; use https://")
         if not token:
@@ -98,9 +98,7 @@ class Vault:
             raise self._failure(error, "read", path) from None
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, dict):
-            raise VaultAccessError(
-                f"the answer for {path} did not come from Vault; check VAULT_ADDR {self.address}"
-            )
+            raise VaultAccessError(f"the answer for {path} did not come from Vault; check VAULT_ADDR {self.address}")
         return data
 
     def write(self, path: str, body: dict[str, Any], wrap_ttl: str | None = None) -> dict[str, Any]:
@@ -159,9 +157,7 @@ def transport_failure(error: Exception, address: str) -> str:
         why = found.group(1) if found else "the server does not speak TLS as expected"
         return f"cannot trust Vault at {address}: {why}; check VAULT_ADDR and VAULT_CACERT"
     if isinstance(error, requests.exceptions.Timeout):
-        return (
-            f"Vault at {address} did not answer within {REQUEST_SECONDS} s; check VAULT_ADDR and the network"
-        )
+        return f"Vault at {address} did not answer within {REQUEST_SECONDS} s; check VAULT_ADDR and the network"
     found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
     why = found.group(1).strip() if found else type(error).__name__
     return f"cannot reach Vault at {address}: {why}; check VAULT_ADDR and that Vault runs"

@@ -17,7 +17,11 @@ options:
   root: {description: Directory of the application on the host., type: path, required: true}
   source: {description: "Directory on the controller, git+URL@ref, wheel file, or NAME==VERSION.", type: str}
   lock: {description: "Hashed lock file, absolute or relative to the source.", type: str, default: requirements.lock}
-  extras: {description: Further source directories on the controller whose wheels belong to the release., type: list, elements: str, default: []}
+  extras:
+    description: Further source directories on the controller whose wheels belong to the release.
+    type: list
+    elements: str
+    default: []
   server: {description: Whether the lock must pin the application server., type: bool, default: false}
   python: {description: Interpreter of the host., type: path, default: /usr/bin/python3}
   keep: {description: "How many releases to keep; the current one is always kept.", type: int, default: 5}
@@ -54,9 +58,10 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -65,17 +70,18 @@ class ReleaseError(Exception):
     """The release cannot be installed; the message names the cause and the cure in one line."""
 
 
-def probe(root: Path, python: str) -> Dict[str, Any]:
+def probe(root: Path, python: str) -> dict[str, Any]:
     """What the action plugin must know of this host before it builds.
 
     Returns python_version (full), machine, libc_version, and the complete releases and layers under root.
     """
-    program = "import platform, json; print(json.dumps([platform.python_version(), platform.libc_ver()[1], platform.machine()]))"
+    program = "import platform as p, json; print(json.dumps([p.python_version(), p.libc_ver()[1], p.machine()]))"
     try:
         output = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         raise ReleaseError(
-            f"there is no working Python at {python} on this host; install one and name it in the role's python variable"
+            f"there is no working Python at {python} on this host; "
+            "install one and name it in the role's python variable"
         ) from None
     version, libc_version, machine = json.loads(output)
     return {
@@ -87,7 +93,7 @@ def probe(root: Path, python: str) -> Dict[str, Any]:
     }
 
 
-def complete(directory: Path, marker: str) -> List[Path]:
+def complete(directory: Path, marker: str) -> list[Path]:
     """The entries of a directory whose marker was written, oldest first."""
     if not directory.is_dir():
         return []
@@ -101,17 +107,20 @@ def _fits(release: Path, python_version: str) -> bool:
     return made_with.split(".")[:2] == python_version.split(".")[:2]
 
 
-def unpack(archive: Path, into: Path) -> Dict[str, Any]:
+def unpack(archive: Path, into: Path) -> dict[str, Any]:
     """Unpack a bundle and check every file against its manifest; returns the manifest."""
     with tarfile.open(archive) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(into, filter="data")
-        else:
-            tar.extractall(into)
-    manifest: Dict[str, Any] = json.loads((into / "manifest.json").read_text())
+        for member in tar.getmembers():
+            # Debian 12's Python has no extraction filters
+            if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
+                raise ReleaseError(f"{member.name!r} does not belong into a bundle; delete the controller's cache")
+        tar.extractall(into)  # noqa: S202
+    manifest: dict[str, Any] = json.loads((into / "manifest.json").read_text())
     for name, expected in manifest["files"].items():
         if hashlib.sha256((into / name).read_bytes()).hexdigest() != expected:
-            raise ReleaseError(f"{name} in the bundle is damaged (SHA-256 differs); delete the controller's cache and run again")
+            raise ReleaseError(
+                f"{name} in the bundle is damaged (SHA-256 differs); delete the controller's cache and run again"
+            )
     return manifest
 
 
@@ -149,13 +158,24 @@ def install_release(root: Path, archive: Path, layer: str, python_version: str) 
         link_environment(base, venv)
         wheels = sorted(str(item) for item in (bundle / "wheels").glob("*.whl"))
         pip = next(base.glob("pip-*.whl")) / "pip"
-        run_pip = [str(venv / "bin/python"), "-I", str(pip), "--python", str(venv / "bin/python"), "--disable-pip-version-check"]
+        run_pip = [
+            str(venv / "bin/python"),
+            "-I",
+            str(pip),
+            "--python",
+            str(venv / "bin/python"),
+            "--disable-pip-version-check",
+        ]
         if wheels:
             install = ["install", "--quiet", "--no-cache-dir", "--no-index", "--no-deps", *wheels]
             _run(run_pip + install, "installing the application")
-        _run([*run_pip, "check"], "checking the dependencies (the lock may be older than the application: scripts/lock)")
+        _run(
+            [*run_pip, "check"], "checking the dependencies (the lock may be older than the application: scripts/lock)"
+        )
         shutil.copytree(bundle / "app", destination / "app")
-        _run([str(venv / "bin/python"), "-m", "compileall", "-q", str(destination / "app")], "compiling the application")
+        _run(
+            [str(venv / "bin/python"), "-m", "compileall", "-q", str(destination / "app")], "compiling the application"
+        )
         facts = {key: manifest[key] for key in ("id", "version", "git_revision", "layer")}
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         _finish(destination / "release.json", {**facts, "python_version": python_version, "created": created})
@@ -169,38 +189,45 @@ def link_environment(base: Path, venv: Path) -> None:
     old, new = f"#!{base}/bin/".encode(), f"#!{venv}/bin/".encode()
     for item in (base / "bin").iterdir():
         if item.is_symlink():
-            (venv / "bin" / item.name).symlink_to(os.readlink(item))
+            (venv / "bin" / item.name).symlink_to(item.readlink())
         elif item.name not in ("Activate.ps1",) and not item.name.startswith("activate"):
             content = item.read_bytes()
             (venv / "bin" / item.name).write_bytes(content.replace(old, new, 1) if content.startswith(old) else content)
             (venv / "bin" / item.name).chmod(0o755)
 
 
-def prune(root: Path, keep: int, wanted: str) -> List[str]:
+def prune(root: Path, keep: int, wanted: str) -> list[str]:
     """Remove the oldest releases beyond keep and the layers that none uses; never the current or the wanted one."""
-    current = os.path.basename(os.path.realpath(root / "current")) if (root / "current").exists() else ""
+    current = (root / "current").resolve().name if (root / "current").exists() else ""
     releases = complete(root / "releases", "release.json")
     candidates = [item for item in releases if item.name not in (current, wanted)]
     protected = len(releases) - len(candidates)
     removed = candidates[: max(0, len(candidates) - max(0, keep - protected))]
     for item in removed:
         shutil.rmtree(item)
-    used = {json.loads((item / "release.json").read_text())["layer"] for item in complete(root / "releases", "release.json")}
+    used = {
+        json.loads((item / "release.json").read_text())["layer"] for item in complete(root / "releases", "release.json")
+    }
     for item in complete(root / "layers", "layer.json"):
         if item.name not in used:
             shutil.rmtree(item)
     return [item.name for item in removed]
 
 
-def _run(command: List[str], doing: str) -> None:
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "PIP_CONFIG_FILE": os.devnull}
+def _run(command: list[str], doing: str) -> None:
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/nonexistent",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
         raise ReleaseError(f"{doing} failed: {lines[-1] if lines else f'status {done.returncode}'}")
 
 
-def _finish(marker: Path, content: Dict[str, Any]) -> None:
+def _finish(marker: Path, content: dict[str, Any]) -> None:
     """Write the marker that makes a directory count, after everything in it has reached the disk."""
     os.sync()
     partial = marker.with_suffix(".partial")
@@ -220,11 +247,15 @@ def _locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ReleaseError(f"another deploy is installing into {root} right now; wait until it has ended and run again") from None
+            raise ReleaseError(
+                f"another deploy is installing into {root} right now; wait until it has ended and run again"
+            ) from None
         yield
 
 
-def present(root: Path, python: str, keep: int, release_id: str, layer: str, layer_archive: Optional[str], release_archive: str) -> Dict[str, Any]:
+def present(
+    root: Path, python: str, keep: int, release_id: str, layer: str, layer_archive: str | None, release_archive: str
+) -> dict[str, Any]:
     """Install what is missing; returns changed, id, path and the names of pruned releases."""
     os.umask(0o022)
     with _locked(root):
@@ -269,7 +300,9 @@ def main() -> None:
     except ReleaseError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{error.strerror} at {error.filename or root}; free space or correct the path and run again")
+        module.fail_json(
+            msg=f"{error.strerror} at {error.filename or root}; free space or correct the path and run again"
+        )
     module.exit_json(**result)
 
 

@@ -53,12 +53,12 @@ RETURN = r"""
 msg: {description: "What was found, or why the host was enrolled.", type: str, returned: always}
 """
 
-import json  # noqa: E402
-import os  # noqa: E402
-import subprocess  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import os
+import subprocess
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
 
 CHECK_SECONDS = 90
 """Time limit of the agent's check: its requests to Vault end sooner, this bounds a hanging name server."""
@@ -111,13 +111,11 @@ def enroll(given: dict[str, str]) -> dict[str, object]:
 def run(command: list[str], given: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; a command that hangs or cannot start answers like one that failed."""
     try:
-        return subprocess.run(  # noqa: S603 (argument lists, no shell)
+        return subprocess.run(
             command, input=given, capture_output=True, text=True, timeout=CHECK_SECONDS + 10, check=False
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(
-            command, 1, "", f"{command[0]} did not end within {CHECK_SECONDS + 10} s"
-        )
+        return subprocess.CompletedProcess(command, 1, "", f"{command[0]} did not end within {CHECK_SECONDS + 10} s")
     except OSError as error:
         return subprocess.CompletedProcess(command, 1, "", f"cannot run {command[0]}: {error.strerror}")
 

@@ -40,7 +40,11 @@ options:
     type: dict
     default: {}
   address: {description: URL of Vault; default is C(VAULT_ADDR)., type: str}
-  token: {description: Token; default is C(VAULT_TOKEN), else the file C(VAULT_TOKEN_FILE) names. The file ~/.vault-token is not read., type: str}
+  token:
+    description:
+      - Token; default is C(VAULT_TOKEN), else the content of the file that C(VAULT_TOKEN_FILE) names.
+      - The file ~/.vault-token is not read.
+    type: str
   ca_certificate:
     description: PEM file of Vault's certificate authority; default is C(VAULT_CACERT).
     type: path
@@ -67,13 +71,13 @@ created: {description: Whether the object did not exist before., type: bool, ret
 differing: {description: Names of the keys that differed., type: list, returned: success}
 """
 
-import re  # noqa: E402
-import secrets  # noqa: E402
-from typing import Any  # noqa: E402
+import re
+import secrets
+from typing import Any
 
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment  # noqa: E402
-from ansible.module_utils.bareforge_vault_compare import differing, merge  # noqa: E402
-from ansible.module_utils.basic import AnsibleModule, env_fallback  # noqa: E402
+from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment
+from ansible.module_utils.bareforge_vault_compare import differing, merge
+from ansible.module_utils.basic import AnsibleModule, env_fallback
 
 MOUNT = re.compile(r"^sys/(mounts|auth)/")
 KV = re.compile(r"^(?!sys/|auth/)[^/].*?/data/")
@@ -161,9 +165,7 @@ def ensure(
     if check_mode:
         return result
     if generated:
-        body = merge(
-            body, {"data": {key: secrets.token_hex(length)[:length] for key, length in generated.items()}}
-        )
+        body = merge(body, {"data": {key: secrets.token_hex(length)[:length] for key, length in generated.items()}})
     target.write(current, body)
 
     ignored = differing(data, target.current() or {}, exact=target.is_kv)
@@ -175,16 +177,12 @@ def ensure(
     return result
 
 
-def missing_keys(
-    target: VaultObject, current: dict[str, Any] | None, generate: dict[str, Any]
-) -> dict[str, int]:
+def missing_keys(target: VaultObject, current: dict[str, Any] | None, generate: dict[str, Any]) -> dict[str, int]:
     """Return the keys to generate with their lengths; refuse what cannot be generated."""
     if not generate:
         return {}
     if not target.is_kv:
-        raise VaultAccessError(
-            f"generate needs the path of a KV v2 secret (MOUNT/data/NAME), not {target.path}"
-        )
+        raise VaultAccessError(f"generate needs the path of a KV v2 secret (MOUNT/data/NAME), not {target.path}")
     for key, length in generate.items():
         if not isinstance(length, int) or length not in GENERATED_DIGITS:
             raise VaultAccessError(
@@ -217,9 +215,7 @@ def difference(
         return {**header, "before": {"keys": sorted(held)}, "after": {"keys": sorted(wanted)}}
     before = {key: (current or {}).get(key) for key in data if current is not None}
     # equal values in another spelling are shown alike
-    after = {
-        key: data[key] if differing({key: data[key]}, current or {}) else before.get(key) for key in data
-    }
+    after = {key: data[key] if differing({key: data[key]}, current or {}) else before.get(key) for key in data}
     return {**header, "before": before, "after": after}
 
 

@@ -75,9 +75,7 @@ def make_certificates(directory: Path) -> None:
         .issuer_name(ca.subject)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
         .add_extension(usage(signs_certificates=False), True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
         .sign(ca_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
@@ -247,9 +245,7 @@ def database(bao: Bao, postgres: Postgres) -> Postgres:
         data={
             "plugin_name": "postgresql-database-plugin",
             "allowed_roles": ["*"],
-            "connection_url": postgres.url.replace(
-                "vaultadmin:superuser-password", "{{username}}:{{password}}"
-            ),
+            "connection_url": postgres.url.replace("vaultadmin:superuser-password", "{{username}}:{{password}}"),
             "username": "vaultadmin",
             "password": "superuser-password",
         },
@@ -327,9 +323,7 @@ class Host:
             **changes,
         }
 
-    def agent(
-        self, command: str, *options: str, stdin: str = "", **changes: str
-    ) -> subprocess.CompletedProcess[str]:
+    def agent(self, command: str, *options: str, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "bareforge_agent", command, "--config", str(self.config_file), *options],
             env=self.environment(**changes),

@@ -110,9 +110,7 @@ def test_certificate_of_another_authority(host: Host, bao: Bao, tmp_path: Path) 
     make_certificates(other)
     host.configure(ca_certificate=str(other / "ca.pem"))
     line = refused(host.agent("check"), 4)
-    assert line.startswith(
-        f"the TLS certificate of Vault at {bao.address} is not trusted by {other}/ca.pem ("
-    )
+    assert line.startswith(f"the TLS certificate of Vault at {bao.address} is not trusted by {other}/ca.pem (")
     assert line.endswith("); check vault_agent_ca_certificate")
 
 
@@ -146,9 +144,7 @@ def test_something_else_on_the_port(host: Host) -> None:
         thread.start()
         line = refused(host.agent("check"), 4)
         thread.join(5)
-    assert line == (
-        f"Vault at {address} does not speak TLS as expected; check vault_agent_address, scheme and port"
-    )
+    assert line == (f"Vault at {address} does not speak TLS as expected; check vault_agent_address, scheme and port")
 
 
 def test_sealed(host: Host, bao: Bao) -> None:

@@ -126,9 +126,7 @@ def test_not_json(tmp_path: Path) -> None:
 def test_file_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         config.read_config(tmp_path / "absent")
-    assert (
-        str(caught.value) == f"cannot read {tmp_path / 'absent'}: no such file or directory; check --config"
-    )
+    assert str(caught.value) == f"cannot read {tmp_path / 'absent'}: no such file or directory; check --config"
 
 
 @pytest.mark.parametrize("environment", [{}, {"CREDENTIALS_DIRECTORY": "/nowhere"}])
@@ -138,9 +136,7 @@ def test_credential_missing(environment: dict[str, str]) -> None:
     assert str(caught.value) == f"this host has no AppRole credential; {ENROLL}"
 
 
-@pytest.mark.parametrize(
-    "content", ["hidden", "[]", '{"role_id": "hidden"}', '{"role_id": 1, "secret_id": ""}']
-)
+@pytest.mark.parametrize("content", ["hidden", "[]", '{"role_id": "hidden"}', '{"role_id": 1, "secret_id": ""}'])
 def test_credential_malformed(tmp_path: Path, content: str) -> None:
     (tmp_path / "approle").write_text(content)
     with pytest.raises(AgentError) as caught:

@@ -86,9 +86,7 @@ def test_substituted_token_is_theft(host: Host, bao: Bao, stand_in: list[str]) -
 def test_token_of_another_role(host: Host, bao: Bao, stand_in: list[str]) -> None:
     bao.role("host-web2")
     request = wrapped(bao, "auth/approle/role/host-web2/secret-id")
-    assert "possible theft; it was made at 'auth/approle/role/host-web2/secret-id'" in refused(
-        host, request, stand_in
-    )
+    assert "possible theft; it was made at 'auth/approle/role/host-web2/secret-id'" in refused(host, request, stand_in)
 
 
 REFUSED = (

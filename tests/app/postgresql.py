@@ -128,9 +128,7 @@ class Server:
         return f"{scheme}://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
 
     def connect(self, database: str = "postgres"):
-        return asyncpg.connect(
-            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, database=database
-        )
+        return asyncpg.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, database=database)
 
     async def execute(self, statement: str, database: str = "postgres") -> None:
         connection = await self.connect(database)

@@ -65,9 +65,7 @@ async def test_ready_follows_a_database_that_hangs_dies_and_returns(own_server, 
 
     output = capsys.readouterr().err
     reasons = [
-        line["message"]
-        for line in map(json.loads, output.splitlines())
-        if line["logger"] == "forge_app.api.probes"
+        line["message"] for line in map(json.loads, output.splitlines()) if line["logger"] == "forge_app.api.probes"
     ]
     address = f"not ready: database at 127.0.0.1:{own_server.port}:"
     assert reasons == [f"{address} TimeoutError", f"{address} ConnectionRefusedError"]

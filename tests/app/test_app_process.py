@@ -46,9 +46,7 @@ def test_uvicorn_serves_it_without_the_runtime_and_logs_only_json(settings, argu
     try:
         for _ in range(200):
             try:
-                response = httpx.get(
-                    f"http://127.0.0.1:{port}/ready", headers={"X-Request-ID": "from-a-proxy"}
-                )
+                response = httpx.get(f"http://127.0.0.1:{port}/ready", headers={"X-Request-ID": "from-a-proxy"})
                 break
             except httpx.TransportError:
                 assert process.poll() is None, process.communicate()[1]

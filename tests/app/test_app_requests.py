@@ -16,9 +16,7 @@ from tests.app.service import SECRET_KEY, serve
 @pytest.fixture
 async def client_without_database():
     """The application as it is before its lifespan: enough for requests that need no database."""
-    settings = Settings(
-        environment="development", database_url="postgresql://u:p@127.0.0.1:1/d", secret_key=SECRET_KEY
-    )  # type: ignore[arg-type]
+    settings = Settings(environment="development", database_url="postgresql://u:p@127.0.0.1:1/d", secret_key=SECRET_KEY)  # type: ignore[arg-type]
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(create_app(settings)), base_url="http://forge"
     ) as client:

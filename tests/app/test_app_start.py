@@ -96,9 +96,7 @@ async def test_an_unusable_database_is_named_without_the_password(server, make_s
         }
         for url, (where, reason) in cases.items():
             message = await refusal_of(make_settings(empty_database, database_url=url))
-            assert message == (
-                f"cannot reach the database at 127.0.0.1:{where} ({reason}); check FORGE_DATABASE_URL"
-            )
+            assert message == (f"cannot reach the database at 127.0.0.1:{where} ({reason}); check FORGE_DATABASE_URL")
 
 
 async def test_the_pool_is_closed_with_the_application(server, settings, migrated_database):

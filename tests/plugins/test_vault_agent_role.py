@@ -89,8 +89,7 @@ def test_bad_address(address: str, ansible: Ansible) -> None:
         ({"X": {"kv": "secret/forge", "key": "y", "database": "database/creds/forge"}}, SHAPE),
         (
             {"X": {"database": "database/creds/forge"}},
-            "vault_agent_settings.X.template must contain {username} and {password}; "
-            "see roles/vault_agent/README.md",
+            "vault_agent_settings.X.template must contain {username} and {password}; see roles/vault_agent/README.md",
         ),
         (
             {"X": {"kv": "secret/forge", "key": "y", "template": "fixed"}},
@@ -104,9 +103,7 @@ def test_bad_settings(settings: dict[str, Any], message: str, ansible: Ansible) 
 
 def test_specification_and_readme_agree_with_the_defaults() -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    options = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
-        "options"
-    ]
+    options = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     assert {name: option["default"] for name, option in options.items()} == defaults
     readme = (ROLE / "README.md").read_text()
     assert [name for name in defaults if f"| `{name}` |" not in readme] == []

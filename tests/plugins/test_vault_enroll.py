@@ -286,9 +286,7 @@ def test_wrapping_token_and_secret_id_are_never_seen(host: Host) -> None:
     handed = json.loads((host.directory / "handed").read_text())
     secret_id = json.loads(host.credential.read_text())["secret_id"]
     processes = (host.directory / "seen").read_text()
-    files = "".join(
-        path.read_text(errors="replace") for path in host.ansible.directory.rglob("*") if path.is_file()
-    )
+    files = "".join(path.read_text(errors="replace") for path in host.ansible.directory.rglob("*") if path.is_file())
     assert str(host.directory / "bin/python") in processes, "the agent saw the processes"
     for canary in (handed["wrap_token"], secret_id):
         assert len(canary) > 20

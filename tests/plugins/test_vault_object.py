@@ -84,9 +84,7 @@ def verbatim(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_written_once_and_only_when_it_differs(
-    kind: str, engines: Server, ansible: Ansible
-) -> None:
+def test_each_kind_is_written_once_and_only_when_it_differs(kind: str, engines: Server, ansible: Ansible) -> None:
     path, first, respelled, changed = KINDS[kind]
     # stands for the password; verify_connection lets the connection be stored without a database
     hidden = {"secret_data": {"password": "pw", "verify_connection": False}} if "config/" in path else {}
@@ -129,9 +127,7 @@ def test_check_mode_writes_nothing(engines: Server, ansible: Ansible) -> None:
 
 
 def test_mount_options_that_cannot_change_are_refused(engines: Server, ansible: Ansible) -> None:
-    run = ansible.task(
-        "vault_object", {"path": "sys/mounts/secret", "data": {"type": "ssh"}}, **engines.environment
-    )
+    run = ansible.task("vault_object", {"path": "sys/mounts/secret", "data": {"type": "ssh"}}, **engines.environment)
     assert run.result()["msg"] == (
         "sys/mounts/secret exists with type 'kv', which cannot become 'ssh'; choose another path, or disable "
         "the mount (this deletes what it holds)"
@@ -227,14 +223,25 @@ def test_refusals_before_the_first_request(vault: Server, ansible: Ansible, tmp_
     assert refusal(ansible, PROBE, **{**good, "VAULT_TOKEN": ""}) == (
         f"VAULT_TOKEN is not set; export a token of {vault.address} that may write sys/policies/acl/probe"
     )
+    absent = str(tmp_path / "token")
+    assert refusal(ansible, PROBE, **{**good, "VAULT_TOKEN": "", "VAULT_TOKEN_FILE": absent}) == (
+        f"VAULT_TOKEN_FILE names {absent}, which cannot be read (no such file or directory); "
+        "correct it or set VAULT_TOKEN"
+    )
     assert refusal(ansible, PROBE, **{**good, "VAULT_ADDR": "http://vault1:8200"}) == (
         "VAULT_ADDR http://vault1:8200 would send the token unencrypted; use https://"
     )
     missing = str(tmp_path / "missing.pem")
     assert refusal(ansible, PROBE, **{**good, "VAULT_CACERT": missing}) == (
-        f"VAULT_CACERT names {missing}, which is not a file; "
-        "set it to the PEM file of Vault's certificate authority"
+        f"VAULT_CACERT names {missing}, which is not a file; set it to the PEM file of Vault's certificate authority"
     )
+
+
+def test_the_token_may_come_from_a_file(vault: Server, ansible: Ansible, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{vault.root_token}\n")
+    environment = {**vault.environment, "VAULT_TOKEN": "", "VAULT_TOKEN_FILE": str(tmp_path / "token")}
+    ansible.task("vault_object", {**PROBE, "path": "sys/policies/acl/from_file"}, **environment)
+    assert vault.read("sys/policies/acl/from_file")
 
 
 def test_refusals_of_the_transport(vault: Server, ansible: Ansible) -> None:
@@ -256,9 +263,9 @@ def test_refusals_of_vault(engines: Server, ansible: Ansible) -> None:
     assert refusal(ansible, PROBE, **{**engines.environment, "VAULT_TOKEN": "s.worthless"}) == (
         f"VAULT_TOKEN is not valid at {engines.address} (wrong, expired or revoked); export a fresh one"
     )
-    assert refusal(
-        ansible, {"path": "nowhere/data/x", "data": {"data": {"a": "b"}}}, **engines.environment
-    ) == ("Vault has nothing mounted for nowhere/data/x; enable the engine first")
+    assert refusal(ansible, {"path": "nowhere/data/x", "data": {"data": {"a": "b"}}}, **engines.environment) == (
+        "Vault has nothing mounted for nowhere/data/x; enable the engine first"
+    )
     bad = {"path": "auth/approle/role/x", "data": {"token_type": "round"}}
     assert refusal(ansible, bad, **engines.environment).startswith(
         f"Vault at {engines.address} refused to write auth/approle/role/x: invalid 'token_type' value"
@@ -273,8 +280,7 @@ def test_refusals_of_vault(engines: Server, ansible: Ansible) -> None:
 def test_refusals_of_secrets(engines: Server, ansible: Ansible) -> None:
     empty = {"path": "database/config/empty", "data": {"plugin_name": "x"}, "secret_data": {"password": ""}}
     assert refusal(ansible, empty, **engines.environment) == (
-        "database/config/empty must be written but its secret 'password' is empty; "
-        "provide it, see docs/vault.md"
+        "database/config/empty must be written but its secret 'password' is empty; provide it, see docs/vault.md"
     )
     elsewhere = {"path": "database/roles/x", "generate": {"key": 64}}
     assert refusal(ansible, elsewhere, **engines.environment) == (

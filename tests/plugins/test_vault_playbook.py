@@ -28,9 +28,7 @@ class Database:
     port: int
     binaries: Path
 
-    def query(
-        self, statement: str, user: str = "postgres", password: str = "", database: str = "forge"
-    ) -> str:
+    def query(self, statement: str, user: str = "postgres", password: str = "", database: str = "forge") -> str:
         """Return psql's answer; raise AssertionError with its words when it refuses."""
         done = subprocess.run(
             [
@@ -124,14 +122,10 @@ def inventory(database: Database) -> dict[str, Any]:
     }
 
 
-def configure(
-    ansible: Ansible, server: Server, variables: dict[str, Any], *arguments: str, **environment: str
-) -> Run:
+def configure(ansible: Ansible, server: Server, variables: dict[str, Any], *arguments: str, **environment: str) -> Run:
     hosts = {
         "all": {"vars": variables},
-        "app": {
-            "hosts": {"web1": {"vault_host_cidrs": ["127.0.0.1/32"]}, "web2": {"vault_agent_role": "second"}}
-        },
+        "app": {"hosts": {"web1": {"vault_host_cidrs": ["127.0.0.1/32"]}, "web2": {"vault_agent_role": "second"}}},
     }
     path = ansible.directory / "hosts.json"
     path.write_text(json.dumps(hosts))
@@ -182,9 +176,7 @@ def test_second_run_changes_nothing(empty_vault: Server, database: Database, ans
     assert empty_vault.read("secret/data/forge")["data"] == made
 
 
-def test_hosts_get_what_is_declared_and_nothing_else(
-    empty_vault: Server, database: Database, ansible: Ansible
-) -> None:
+def test_hosts_get_what_is_declared_and_nothing_else(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     changed(configure(ansible, empty_vault, inventory(database)))
     role = empty_vault.read("auth/approle/role/web1")
     assert role["token_period"] == 3600
@@ -216,9 +208,7 @@ def test_hosts_get_what_is_declared_and_nothing_else(
     database.query("DROP TABLE things")
 
 
-def test_check_mode_on_an_empty_vault_writes_nothing(
-    empty_vault: Server, database: Database, ansible: Ansible
-) -> None:
+def test_check_mode_on_an_empty_vault_writes_nothing(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     assert changed(configure(ansible, empty_vault, inventory(database), "--check")) > 5
     assert "secret/" not in empty_vault.read("sys/mounts")
     assert "approle/" not in empty_vault.read("sys/auth")

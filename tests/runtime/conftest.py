@@ -95,9 +95,7 @@ class Server:
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         with contextlib.closing(self.connection()) as connection:
-            connection.request(
-                "GET", path, headers={name.replace("_", "-"): v for name, v in headers.items()}
-            )
+            connection.request("GET", path, headers={name.replace("_", "-"): v for name, v in headers.items()})
             response = connection.getresponse()
             return response.status, response.read()
 

@@ -46,9 +46,7 @@ def test_factory_with_argument(tmp_path: Path) -> None:
 
 
 def test_application_without_lifespan(tmp_path: Path) -> None:
-    source = APPLICATION.replace(
-        'if scope["type"] == "lifespan":', "assert scope['type'] == 'http'\n    if 0:"
-    )
+    source = APPLICATION.replace('if scope["type"] == "lifespan":', "assert scope['type'] == 'http'\n    if 0:")
     assert check(write(tmp_path, source)).stdout == "ok: service:app is ready\n"
 
 
@@ -74,9 +72,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body"})
 """
-    done = check(
-        write(tmp_path, source), "service:app", "--ready-path", "/healthy?deep=1", "--host", "app.example"
-    )
+    done = check(write(tmp_path, source), "service:app", "--ready-path", "/healthy?deep=1", "--host", "app.example")
     assert done.stdout == "shut down\nok: service:app is ready\n", done.stderr
 
 
@@ -88,8 +84,7 @@ def test_module_not_found(tmp_path: Path) -> None:
         "check asgi_app_module ('forge_app.wrong:app')"
     )
     assert refusal(check(tmp_path, "absent.main:app")) == (
-        "cannot import module 'absent.main': No module named 'absent'; "
-        "check asgi_app_module ('absent.main:app')"
+        "cannot import module 'absent.main': No module named 'absent'; check asgi_app_module ('absent.main:app')"
     )
 
 
@@ -237,9 +232,7 @@ def test_hangs(tmp_path: Path, source: str) -> None:
 
 
 def test_threads_do_not_keep_the_check_alive(tmp_path: Path) -> None:
-    source = (
-        APPLICATION + "\nimport threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
-    )
+    source = APPLICATION + "\nimport threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
     started = time.monotonic()
     assert check(write(tmp_path, source)).stdout == "ok: service:app is ready\n"
     assert time.monotonic() - started < 10
@@ -281,10 +274,7 @@ raise ValueError("bad " + os.environ["APP_KEY"] + " or p@ssword")
 
 def test_answer_of_ready_is_redacted_before_it_is_cut(tmp_path: Path) -> None:
     directory = write_secrets(tmp_path / "secrets", kv={"APP_KEY": SECRET})
-    ready = (
-        "from fastapi import Response\n"
-        "    return Response('x' * 1990 + os.environ['APP_KEY'], status_code=503)"
-    )
+    ready = "from fastapi import Response\n    return Response('x' * 1990 + os.environ['APP_KEY'], status_code=503)"
     done = check(write(tmp_path / "app", fastapi(ready=ready)), BAREFORGE_SECRETS=str(directory))
     assert "answered 503" in refusal(done)
     assert "x***\n" in done.stderr
@@ -294,8 +284,7 @@ def test_answer_of_ready_is_redacted_before_it_is_cut(tmp_path: Path) -> None:
 def test_secrets_missing(tmp_path: Path) -> None:
     done = check(write(tmp_path, APPLICATION), BAREFORGE_SECRETS="/nowhere")
     assert refusal(done) == (
-        "the secrets directory /nowhere does not exist; is the agent running? "
-        "see: journalctl -u bareforge-agent"
+        "the secrets directory /nowhere does not exist; is the agent running? see: journalctl -u bareforge-agent"
     )
 
 
@@ -325,8 +314,7 @@ def test_gunicorn_environment_reaches_the_application_and_chdir_does_not_win(tmp
     write(tmp_path / "old", "raise RuntimeError('the old release')")
     source = "import os\nassert os.environ['APP_MODE'] == 'x'\n" + APPLICATION
     configuration = (
-        f"chdir = '{tmp_path}/old'\nraw_env = ['APP_MODE=x']\n"
-        "worker_class = 'bareforge_runtime.worker.Worker'\n"
+        f"chdir = '{tmp_path}/old'\nraw_env = ['APP_MODE=x']\nworker_class = 'bareforge_runtime.worker.Worker'\n"
     )
     _, done = check_with(configuration, tmp_path, source)
     assert isinstance(done, subprocess.CompletedProcess)

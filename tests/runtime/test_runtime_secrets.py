@@ -68,8 +68,7 @@ def test_declared_twice(tmp_path: Path) -> None:
     with pytest.raises(secrets.SecretsError) as caught:
         secrets.read(directory)
     assert str(caught.value) == (
-        f"the setting A is in both kv.json and db.json of {directory}; "
-        "declare it once in the agent's configuration"
+        f"the setting A is in both kv.json and db.json of {directory}; declare it once in the agent's configuration"
     )
 
 

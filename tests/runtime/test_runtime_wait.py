@@ -46,9 +46,7 @@ def serving(path: Path, ready_after: float) -> Iterator[list[str]]:
 def test_waits_until_200(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with serving(path, ready_after=1) as asked:
-        done = runtime(
-            "wait", "--socket", str(path), "--path", "/healthy", "--host", "app.example", cwd=tmp_path
-        )
+        done = runtime("wait", "--socket", str(path), "--path", "/healthy", "--host", "app.example", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(asked) > 1
     assert set(asked) == {"/healthy app.example"}

@@ -156,9 +156,7 @@ def test_heart_beats_while_draining(gunicorn: Gunicorn) -> None:
 
     The worker alone is stopped, as when it has reached max_requests: the master goes on watching it.
     """
-    server = gunicorn.start(
-        source=APPLICATION.replace("sleep(1.0)", "sleep(3.5)"), configuration="timeout = 2\n"
-    )
+    server = gunicorn.start(source=APPLICATION.replace("sleep(1.0)", "sleep(3.5)"), configuration="timeout = 2\n")
     server.wait_until_serving()
     answers: list[tuple[int, bytes]] = []
     thread = threading.Thread(target=lambda: answers.append(server.get("/slow")))
@@ -197,8 +195,7 @@ def test_missing_secrets_stop_the_start_with_one_line(gunicorn: Gunicorn, tmp_pa
     server = gunicorn.start(BAREFORGE_SECRETS=str(directory))
     assert last_line_of_refused_start(server) == (
         3,
-        f"the secrets directory {directory} does not exist; "
-        "is the agent running? see: journalctl -u bareforge-agent",
+        f"the secrets directory {directory} does not exist; is the agent running? see: journalctl -u bareforge-agent",
     )
     assert "Traceback" not in server.error_log.read_text()
 

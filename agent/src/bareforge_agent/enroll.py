@@ -12,9 +12,7 @@ from bareforge_agent.vault import Vault
 SYSTEMD_CREDS = ("systemd-creds",)
 
 
-def enroll(
-    config: Config, request: str, destination: Path, systemd_creds: Sequence[str] = SYSTEMD_CREDS
-) -> None:
+def enroll(config: Config, request: str, destination: Path, systemd_creds: Sequence[str] = SYSTEMD_CREDS) -> None:
     """Write the encrypted credential of this host to `destination` (mode 0600).
 
     `request` is JSON {"role_id", "wrap_token", "creation_path"}. The wrapping token must hold the answer of
@@ -52,9 +50,7 @@ def _parse(request: str) -> tuple[str, str, str]:
     except ValueError:
         document = None
     if not isinstance(document, dict) or set(document) != set(names):
-        raise ConfigurationError(
-            f"standard input is not a JSON object with {', '.join(names)}; send exactly that"
-        )
+        raise ConfigurationError(f"standard input is not a JSON object with {', '.join(names)}; send exactly that")
     values = [document[name] for name in names]
     if not all(isinstance(value, str) and value for value in values):
         raise ConfigurationError(f"{', '.join(names)} on standard input must be texts; send exactly that")
@@ -68,21 +64,16 @@ def _encrypt(credential: Credential, destination: Path, systemd_creds: Sequence[
     command = [*systemd_creds, "encrypt", "--name=approle", "-", str(encrypted)]
     encrypted.unlink(missing_ok=True)
     try:
-        done = subprocess.run(  # noqa: S603 (a fixed command; the secret is on its standard input)
-            command, input=plain, capture_output=True, text=True, check=False, umask=0o077
-        )
+        done = subprocess.run(command, input=plain, capture_output=True, text=True, check=False, umask=0o077)
         if done.returncode != 0:
             reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise EnrolmentError(
-                f"{systemd_creds[0]} did not encrypt the credential: {reason}; then {ENROLL}"
-            )
+            raise EnrolmentError(f"{systemd_creds[0]} did not encrypt the credential: {reason}; then {ENROLL}")
         encrypted.chmod(0o600)
         encrypted.replace(destination)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise EnrolmentError(
-            f"cannot write the credential {destination} with {systemd_creds[0]}: {reason}; "
-            f"correct that, then {ENROLL}"
+            f"cannot write the credential {destination} with {systemd_creds[0]}: {reason}; correct that, then {ENROLL}"
         ) from None
     finally:
         encrypted.unlink(missing_ok=True)

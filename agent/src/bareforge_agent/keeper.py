@@ -280,8 +280,7 @@ def value_of(setting: KvSetting, secret: dict[str, Any]) -> str:
     value = secret[setting.key]
     if not isinstance(value, str):
         raise PathError(
-            f"the key {setting.key!r} of {setting.place} (for {setting.name}) is not a string; "
-            "write it as one"
+            f"the key {setting.key!r} of {setting.place} (for {setting.name}) is not a string; write it as one"
         )
     return value
 

@@ -257,9 +257,7 @@ class Vault:
             self.look_up_token()
         except AgentError as error:
             return error
-        return PathError(
-            f"permission denied on {what}; let the policy of this host's AppRole role read {path}"
-        )
+        return PathError(f"permission denied on {what}; let the policy of this host's AppRole role read {path}")
 
     def _no_database_path(self, path: str) -> AgentError:
         return PathError(f"there is no database role at {path}; create it in Vault or correct the path")
@@ -315,10 +313,7 @@ class Vault:
         if "CERTIFICATE_VERIFY_FAILED" in text:
             found = re.search(r"verify failed: ([^(]*?)\s*\(", text)
             detail = f" ({found[1]})" if found else ""
-            return (
-                f"the TLS certificate of {at} is not trusted by {trusted}{detail}; "
-                "check vault_agent_ca_certificate"
-            )
+            return f"the TLS certificate of {at} is not trusted by {trusted}{detail}; check vault_agent_ca_certificate"
         return f"{at} does not speak TLS as expected; check vault_agent_address, scheme and port"
 
 

@@ -99,9 +99,7 @@ async def prove(engine: AsyncEngine, settings: Settings) -> None:
 
 async def _environment_marker(connection: AsyncConnection) -> tuple[str, str]:
     row = await connection.execute(
-        text(
-            "SELECT coalesce(current_setting('forge.environment', true), ''), quote_ident(current_database())"
-        )
+        text("SELECT coalesce(current_setting('forge.environment', true), ''), quote_ident(current_database())")
     )
     marker, name = row.one()
     return marker, name

@@ -114,9 +114,7 @@ def _first_line(error: BaseException) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code. Failure prints one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m forge_app.migrate", description="migrate the database to head"
-    )
+    parser = argparse.ArgumentParser(prog="python -m forge_app.migrate", description="migrate the database to head")
     parser.add_argument("--head", action="store_true", help="print the revision of this release and stop")
     if parser.parse_args(arguments).head:
         print(head())

@@ -12,9 +12,7 @@ _NO_NUL = r"^[^\x00]*$"
 class ItemInput(BaseModel):
     """What a client sends to create or replace an item."""
 
-    name: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL)
-    ]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL)]
     description: Annotated[str, StringConstraints(max_length=10_000, pattern=_NO_NUL)] | None = None
 
 

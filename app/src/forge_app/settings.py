@@ -60,15 +60,13 @@ class Settings(BaseSettings):
     """
 
     # hide_input_in_errors and repr=False: neither an error nor a repr may print a value
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     environment: Literal["development", "staging", "production"]
     """Compared with the database's own marker at start."""
 
-    database_url: Annotated[PostgresDsn, BeforeValidator(_check_scheme), AfterValidator(_for_asyncpg)] = (
-        Field(repr=False)
+    database_url: Annotated[PostgresDsn, BeforeValidator(_check_scheme), AfterValidator(_for_asyncpg)] = Field(
+        repr=False
     )
     """postgresql://USER:PASSWORD@HOST:PORT/DATABASE; becomes postgresql+asyncpg://."""
 

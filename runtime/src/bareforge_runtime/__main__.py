@@ -55,9 +55,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> None:
         try:
             os.chdir(arguments.chdir)
         except OSError as error:
-            _end(
-                f"cannot change to {arguments.chdir}: {(error.strerror or '').lower()}; check --chdir", redact
-            )
+            _end(f"cannot change to {arguments.chdir}: {(error.strerror or '').lower()}; check --chdir", redact)
     sys.path.insert(0, str(Path.cwd()))
     redact.add(secrets.load_into_environment().values())
     sys.argv = [module, *arguments.arguments]
@@ -113,22 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="would this release serve? opens no listening socket")
     check.set_defaults(command=_check)
     check.add_argument("--app", required=True, metavar="MODULE:ATTRIBUTE[()]")
-    check.add_argument(
-        "--chdir", type=Path, metavar="DIR", help="import from here; wins over the configuration"
-    )
+    check.add_argument("--chdir", type=Path, metavar="DIR", help="import from here; wins over the configuration")
     check.add_argument("--gunicorn-config", type=Path, metavar="FILE")
-    check.add_argument(
-        "--imports-only", action="store_true", help="do not start it, do not ask whether it is ready"
-    )
+    check.add_argument("--imports-only", action="store_true", help="do not start it, do not ask whether it is ready")
     check.add_argument("--ready-path", default="/ready", metavar="PATH")
     check.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
-    check.add_argument(
-        "--timeout", type=float, default=30, metavar="SECONDS", help="for everything; default 30"
-    )
+    check.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for everything; default 30")
 
-    run = commands.add_parser(
-        "run", help="run a module, as python -m does, with the secrets in its environment"
-    )
+    run = commands.add_parser("run", help="run a module, as python -m does, with the secrets in its environment")
     run.set_defaults(command=_run)
     run.add_argument("--chdir", type=Path, metavar="DIR")
     run.add_argument("module", metavar="MODULE")

@@ -195,8 +195,7 @@ class _Lifespan:
                 sys.stderr.write(f"{message}\n")
                 cause = (message.strip().splitlines() or ["no reason given"])[-1]
             raise CheckError(
-                f"the application failed at startup: {cause}; "
-                "fix the named setting or the application and deploy again"
+                f"the application failed at startup: {cause}; fix the named setting or the application and deploy again"
             )
 
     async def shutdown(self) -> None:
@@ -293,9 +292,7 @@ def _suspended_frames(awaited: Any) -> Iterator[FrameType]:
             if isinstance(awaited, asyncio.Future):
                 return
             # What stands between a coroutine and an async generator (asend) shows its generator to gc only.
-            inner = (
-                it for it in gc.get_referents(awaited) if hasattr(it, "ag_frame") or hasattr(it, "cr_frame")
-            )
+            inner = (it for it in gc.get_referents(awaited) if hasattr(it, "ag_frame") or hasattr(it, "cr_frame"))
             following = next(inner, None)
         if following is None:
             return

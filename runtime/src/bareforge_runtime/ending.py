@@ -13,10 +13,6 @@ def end(cause_and_cure: str, redact: Redactor, details: str = "", code: int = 1)
     At once, because threads that an application has started would otherwise keep the process alive.
     Callable from any thread.
     """
-    text = (
-        f"{details}\nbareforge-runtime: {cause_and_cure}\n"
-        if details
-        else f"bareforge-runtime: {cause_and_cure}\n"
-    )
+    text = f"{details}\nbareforge-runtime: {cause_and_cure}\n" if details else f"bareforge-runtime: {cause_and_cure}\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, redact(text).encode())
     os._exit(code)

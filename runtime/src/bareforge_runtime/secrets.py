@@ -99,6 +99,5 @@ def _read_file(file: Path) -> dict[str, str]:
 def _unreadable(path: Path, error: OSError) -> SecretsError:
     reason = (error.strerror or type(error).__name__).lower()
     return SecretsError(
-        f"cannot read {path}: {reason}; is this user in the group that the agent writes for? "
-        f"see: ls -ld {path}"
+        f"cannot read {path}: {reason}; is this user in the group that the agent writes for? see: ls -ld {path}"
     )

@@ -40,9 +40,7 @@ class DrainingServer(Server):
     watchdog (setting `timeout`) does not take a worker that finishes a long request for one that hangs.
     """
 
-    def __init__(
-        self, config: Config, drain_seconds: float, graceful_timeout: float, beat: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: Config, drain_seconds: float, graceful_timeout: float, beat: Callable[[], None]) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._graceful_timeout = graceful_timeout

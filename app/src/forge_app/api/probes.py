@@ -32,9 +32,7 @@ async def ready(request: Request, database: DatabaseDependency) -> Ready | JSONR
         await database.ping(settings.database_timeout)
     except Exception as error:
         # the reason is for the operators' log, not for whoever may ask
-        log.warning(
-            "not ready: database at %s: %s", settings.database_address, type(root_cause(error)).__name__
-        )
+        log.warning("not ready: database at %s: %s", settings.database_address, type(root_cause(error)).__name__)
         return JSONResponse({"status": "unavailable"}, status_code=503)
     return Ready(status="ready", release=RELEASE_ID)
 

@@ -1,0 +1,116 @@
+"""The host's half of a release, run for real in a directory: environment, layer, manifest, pruning."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plugins.module_utils.bareforge_bundle import Plan, Target, build_layer, build_release, make_plan
+from plugins.modules.bareforge_release import ReleaseError, complete, present, probe, prune
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def plan(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A plain directory with the agent's small lock, for the very Python that runs the tests."""
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "main.py").write_text("import hvac\n")
+    (tree / "requirements.lock").write_text((ROOT / "agent/requirements.lock").read_text())
+    target = Target(platform.python_version(), platform.machine(), platform.libc_ver()[1])
+    return make_plan(str(tree), "requirements.lock", [str(ROOT / "agent")], target, cache, server=False)
+
+
+def install(root: Path, plan: Plan, cache: Path, keep: int = 5) -> Path:
+    layer, release = build_layer(plan, cache), build_release(plan, cache)
+    present(root, sys.executable, keep, plan.release_id, plan.layer, str(layer), str(release))
+    return root / "releases" / plan.release_id
+
+
+def test_a_release_is_whole_self_describing_and_runs(tmp_path: Path, plan: Plan, cache: Path) -> None:
+    release = install(tmp_path, plan, cache)
+    facts = json.loads((release / "release.json").read_text())
+    assert facts["id"] == plan.release_id
+    assert facts["layer"] == plan.layer
+    python = release / "venv/bin/python"
+    program = "import bareforge_agent, hvac, sys; print(hvac.__file__, sys.prefix)"
+    where, prefix = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert where.startswith(f"{release}/venv/lib/")
+    assert prefix == str(release / "venv")
+    # byte code was compiled once: the service's user cannot write it
+    assert list((release / "venv/lib").rglob("hvac/__pycache__/*.pyc"))
+    # libraries are shared with the layer, scripts are not
+    inode = Path(where).stat().st_ino
+    assert inode in {path.stat().st_ino for path in (tmp_path / "layers" / plan.layer).rglob("hvac/__init__.py")}
+    for script in (release / "venv/bin").iterdir():
+        if not script.is_symlink() and script.read_bytes().startswith(b"#!"):
+            assert script.read_text().splitlines()[0].startswith(f"#!{release}/venv/bin/python")
+
+
+def test_an_interrupted_installation_does_not_count_and_is_repaired(tmp_path: Path, plan: Plan, cache: Path) -> None:
+    release = install(tmp_path, plan, cache)
+    (release / "release.json").unlink()
+    (tmp_path / "layers" / plan.layer / "layer.json").unlink()
+    facts = probe(tmp_path, sys.executable)
+    assert facts["releases"] == facts["layers"] == []
+    assert install(tmp_path, plan, cache) == release
+    assert probe(tmp_path, sys.executable)["releases"] == [plan.release_id]
+
+
+def test_a_damaged_bundle_is_refused(tmp_path: Path, plan: Plan, cache: Path) -> None:
+    archive = tmp_path / "release.tar"
+    content = build_release(plan, cache).read_bytes()
+    position = content.index(b"PK\x03\x04") + 40
+    archive.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+    layer = str(build_layer(plan, cache))
+    with pytest.raises(ReleaseError, match=r"in the bundle is damaged \(SHA-256 differs\)"):
+        present(tmp_path / "srv", sys.executable, 5, plan.release_id, plan.layer, layer, str(archive))
+    assert probe(tmp_path / "srv", sys.executable)["releases"] == []
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError) as refusal:
+        probe(tmp_path, "/usr/bin/python9")
+    assert str(refusal.value) == (
+        "there is no working Python at /usr/bin/python9 on this host; "
+        "install one and name it in the role's python variable"
+    )
+
+
+def test_two_installations_at_once_are_refused(tmp_path: Path, plan: Plan, cache: Path) -> None:
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(
+            ReleaseError, match=r"another deploy is installing into .*; wait until it has ended and run again"
+        ):
+            install(tmp_path, plan, cache)
+
+
+def release_of(root: Path, name: str, layer: str, age: int) -> None:
+    for directory, marker in ((root / "releases" / name, "release.json"), (root / "layers" / layer, "layer.json")):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / marker).write_text(json.dumps({"layer": layer, "python_version": platform.python_version()}))
+        os.utime(directory / marker, (age, age))
+
+
+def test_pruning_spares_the_current_and_the_wanted_release_and_their_layers(tmp_path: Path) -> None:
+    for number in range(5):
+        release_of(tmp_path, f"r{number}", f"l{number // 2}", number)
+    (tmp_path / "current").symlink_to("releases/r0")
+    assert prune(tmp_path, 2, "r4") == ["r1", "r2", "r3"]
+    assert [item.name for item in complete(tmp_path / "releases", "release.json")] == ["r0", "r4"]
+    assert [item.name for item in complete(tmp_path / "layers", "layer.json")] == ["l0", "l2"]
+    assert prune(tmp_path, 2, "r4") == []
