@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=bash
 # Sourced, not run. Chooses the container engine and, where the machine is not a stock cgroup-v2 host (cgroup v1 or
 # hybrid trees, sandboxes without CAP_SYS_RESOURCE), gives podman a configuration it can work with.
 if [ -z "${LAB_ENGINE:-}" ]; then

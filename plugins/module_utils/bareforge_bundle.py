@@ -25,15 +25,16 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
-from packaging.markers import Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 FORMAT = "1"  # part of every hash: raise it when the layout of a bundle changes
 SERVER_PACKAGES = ("gunicorn", "uvicorn", "uvicorn-worker")
-EXCLUDED_NAMES = {".git", ".venv", "venv", "__pycache__", "build", "dist", "node_modules", ".tox", ".nox"}
-EXCLUDED_SUFFIXES = (".pyc", ".egg-info", "_cache")
+# never part of a source; where git does not say what is, environments and build products are left out too
+CACHES = {".git", "__pycache__"}
+ENVIRONMENTS = {".venv", "venv", "node_modules", ".tox", ".nox"}
+BUILD_PRODUCTS = {"build", "dist"}
 # wheels carry the time of their files; a fixed one makes the same source build the same wheel (1980: zip's first year)
 SOURCE_DATE_EPOCH = "315619200"
 
@@ -126,14 +127,18 @@ def _run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None
 
 def _files(tree: Path) -> tuple[str, ...]:
     """Relative paths of the files that belong to a source tree: no caches, no environments, no .env with secrets."""
-    if (tree / ".git").exists() or _inside_git(tree):
-        listed = _run(["git", "-C", str(tree), "ls-files", "-co", "--exclude-standard"]).splitlines()
+    by_git = _inside_git(tree)
+    if by_git:
+        listed = _run(["git", "-C", str(tree), "ls-files", "-z", "-co", "--exclude-standard"]).split("\0")
     else:
         listed = [str(path.relative_to(tree)) for path in tree.rglob("*")]
 
     def belongs(name: str) -> bool:
         parts = PurePosixPath(name).parts
-        if any(part in EXCLUDED_NAMES or part.endswith(EXCLUDED_SUFFIXES) for part in parts):
+        if not parts or CACHES & set(parts) or name.endswith(".pyc"):
+            return False
+        stray = ENVIRONMENTS & set(parts) or parts[0] in BUILD_PRODUCTS
+        if not by_git and (stray or any(part.endswith((".egg-info", "_cache")) for part in parts)):
             return False
         secret = parts[-1] == ".env" or (parts[-1].startswith(".env.") and parts[-1] != ".env.example")
         return not secret and (tree / name).is_file()
@@ -181,32 +186,39 @@ def _directory(tree: Path, git_revision: str = "") -> Source:
     )
 
 
-def _git(source: str, cache: Path) -> Source:
+def split_git(source: str) -> tuple[str, str, str]:
+    """URL, reference and subdirectory of git+URL@REFERENCE#subdirectory=DIRECTORY; the reference defaults to HEAD."""
     address, _, fragment = source.removeprefix("git+").partition("#")
     scheme, separator, rest = address.partition("://")
-    location, _, reference = rest.rpartition("@") if "@" in rest.rpartition("/")[2] else (rest, "", "HEAD")
-    url = f"{scheme}{separator}{location}"
-    clone = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    try:
-        if not (clone / ".git").exists():
-            clone.mkdir(parents=True, exist_ok=True)
-            _run(["git", "init", "-q", str(clone)])
-        _run(
-            ["git", "-C", str(clone), "fetch", "-q", "--depth", "1", "--", url, reference],
-            env={"GIT_TERMINAL_PROMPT": "0"},
-        )
-        _run(["git", "-C", str(clone), "checkout", "-q", "--force", "FETCH_HEAD"])
-        _run(["git", "-C", str(clone), "clean", "-qfdx"])
-        revision = _run(["git", "-C", str(clone), "rev-parse", "HEAD"]).strip()
-    except BundleError as error:
-        raise BundleError(
-            f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access"
-        ) from None
+    server, slash, path = rest.partition("/")
+    path, _, reference = path.partition("@")
     subdirectory = dict(part.partition("=")[::2] for part in fragment.split("&")).get("subdirectory", "")
-    tree = clone / subdirectory
-    if not tree.is_dir():
-        raise BundleError(f"{url} at {reference} has no directory {subdirectory!r}; correct #subdirectory=")
-    return _directory(tree, revision)
+    return f"{scheme}{separator}{server}{slash}{path}", reference or "HEAD", subdirectory
+
+
+def _git(source: str, cache: Path) -> Source:
+    url, reference, subdirectory = split_git(source)
+    clone = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    # a token in the URL must not reach the output, neither through us nor through what git says
+    credentials = re.compile(r"(?<=://)[^/@\s]+@")
+    with _locked(cache):
+        try:
+            if not (clone / ".git").exists():
+                clone.mkdir(parents=True, exist_ok=True)
+                _run(["git", "init", "-q", str(clone)])
+            git = ["git", "-C", str(clone)]
+            _run([*git, "fetch", "-q", "--depth", "1", "--", url, reference], env={"GIT_TERMINAL_PROMPT": "0"})
+            _run([*git, "checkout", "-q", "--force", "FETCH_HEAD"])
+            _run([*git, "clean", "-qfdx"])
+            revision = _run([*git, "rev-parse", "HEAD"]).strip()
+        except BundleError as error:
+            said = f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access"
+            raise BundleError(credentials.sub("", said)) from None
+        tree = clone / subdirectory
+        if not tree.is_dir():
+            said = f"{url} at {reference} has no directory {subdirectory!r}; correct #subdirectory="
+            raise BundleError(credentials.sub("", said))
+        return _directory(tree, revision)
 
 
 def wheel_metadata(wheel: Path) -> dict[str, str]:
@@ -264,15 +276,14 @@ def flatten_lock(text: str, where: str, target: Target) -> dict[str, str]:
         specification, *hashes = re.split(r"\s+--hash[= ]", line)
         try:
             requirement = Requirement(specification.strip())
+            pinned = [item.operator for item in requirement.specifier] == ["=="] and bool(hashes)
         except InvalidRequirement:
-            requirement = None  # type: ignore[assignment]
-        pinned = requirement is not None and [s.operator for s in requirement.specifier] == ["=="]
-        if not pinned or not hashes:
+            pinned = False
+        if not pinned:
             raise BundleError(
                 f"line {number} of {where} is not pinned with == and --hash; write the lock with: scripts/lock"
             )
-        marker: Marker | None = requirement.marker
-        if marker is None or marker.evaluate(target.marker_environment()):
+        if requirement.marker is None or requirement.marker.evaluate(target.marker_environment()):
             extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
             name = canonicalize_name(requirement.name)
             joined = " ".join(f"--hash={item.strip()}" for item in sorted(hashes))

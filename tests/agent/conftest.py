@@ -268,6 +268,7 @@ def database(bao: Bao, postgres: Postgres) -> Postgres:
     return postgres
 
 
+SET = "set1"
 FORGE_KEY = {"FORGE_SECRET_KEY": {"kv": "secret/forge", "key": "secret_key"}}
 
 
@@ -295,11 +296,12 @@ class Host:
         return self.directory / "run"
 
     def configure(self, settings: Any = FORGE_KEY, **changes: Any) -> None:
+        """Write the configuration; `settings` are those of the set SET, `sets` in `changes` replaces it."""
         document = {
             "address": self.bao.address,
             "ca_certificate": str(self.bao.ca),
             "approle_mount": "approle",
-            "settings": settings,
+            "sets": {SET: settings},
             "poll_seconds": 0.2,
             **changes,
         }
@@ -365,9 +367,13 @@ class Host:
         while text not in self.listen():
             assert time.monotonic() < deadline, (text, self.status, self.log())
 
-    def settings(self, name: str = "kv") -> dict[str, str]:
-        document: dict[str, str] = json.loads((self.runtime / f"{name}.json").read_text())
+    def settings(self, name: str = "kv", of: str = SET) -> dict[str, str]:
+        document: dict[str, str] = json.loads((self.runtime / of / f"{name}.json").read_text())
         return document
+
+    def files(self) -> list[str]:
+        """The set directories and what is in them."""
+        return sorted(str(file.relative_to(self.runtime)) for file in self.runtime.rglob("*/*"))
 
     def wait_for_setting(self, name: str, value: str, seconds: float = 10) -> None:
         deadline = time.monotonic() + seconds

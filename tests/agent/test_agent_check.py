@@ -42,6 +42,18 @@ def test_ok_and_nothing_is_left(host: Host, database: Postgres) -> None:
         time.sleep(0.1)
 
 
+def test_all_sets_are_proven(host: Host, database: Postgres) -> None:
+    """A path that two sets name is read once: Vault would count two database users."""
+    both = {**kv("secret/forge"), **database_url("forge")}
+    host.configure(sets={"s1": both, "s2": both})
+    done = host.agent("check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 4 settings can be read\n", "")
+    for wrong in (kv("secret/forge", "secret_kee"), database_url("absent")):
+        for sets in ({"s1": both, "s2": wrong}, {"s1": wrong, "s2": both}):
+            host.configure(sets=sets)
+            refused(host.agent("check"), 5)
+
+
 def test_usage(host: Host) -> None:
     assert host.agent("check", "--unknown").returncode == 2
 

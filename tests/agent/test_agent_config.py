@@ -12,12 +12,18 @@ VALID: dict[str, Any] = {
     "address": "https://infra1:8200/",
     "ca_certificate": "",
     "approle_mount": "approle",
-    "settings": {
-        "FORGE_SECRET_KEY": {"kv": "secret/forge/web", "key": "secret_key"},
-        "FORGE_CACHE_URL": {"kv": "secret/forge", "key": "cache", "template": "redis://:{value}@c/{{0}}"},
-        "FORGE_DATABASE_URL": {
-            "database": "database/creds/forge",
-            "template": "postgresql://{username}:{password}@db/forge",
+    "sets": {
+        "a1": {
+            "FORGE_SECRET_KEY": {"kv": "secret/forge/web", "key": "secret_key"},
+            "FORGE_CACHE_URL": {"kv": "secret/forge", "key": "cache", "template": "redis://:{value}@c/{{0}}"},
+            "FORGE_DATABASE_URL": {
+                "database": "database/creds/forge",
+                "template": "postgresql://{username}:{password}@db/forge",
+            },
+        },
+        "b2": {
+            "FORGE_DATABASE": {"database": "database/creds/forge", "template": "{username}/{password}"},
+            "FORGE_ARCHIVE": {"database": "database/creds/archive", "template": "{username}/{password}"},
         },
     },
 }
@@ -35,12 +41,16 @@ def test_everything_is_understood(tmp_path: Path) -> None:
     assert result.address == "https://infra1:8200"
     assert result.ca_certificate is None
     assert result.poll_seconds == 15
-    key, cache = result.kv
+    first, second = result.sets
+    assert (first.name, second.name) == ("a1", "b2")
+    key, cache = first.kv
     assert (key.mount, key.path, key.place) == ("secret", "forge/web", "secret/forge/web")
     assert key.render("a b") == "a b"
     assert cache.render("p/w") == "redis://:p/w@c/{0}"
-    (database,) = result.database
+    (database,) = first.database
     assert database.render("u@x", "p/ %") == "postgresql://u%40x:p%2F%20%25@db/forge"
+    assert (second.kv, second.database[0].render("u@x", "p/ %")) == ((), "u%40x/p%2F%20%25")
+    assert (result.count, sorted(result.database_paths)) == (5, ["database/creds/archive", "database/creds/forge"])
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -48,7 +58,10 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def setting(**source: Any) -> dict[str, Any]:
-    return changed(settings={"A": source})
+    return changed(sets={"s": {"A": source}})
+
+
+SET_NAMED = "is not named with 1 to 64 of the characters a-z and 0-9; rename the set"
 
 
 @pytest.mark.parametrize(
@@ -57,10 +70,15 @@ def setting(**source: Any) -> dict[str, Any]:
         ("[]", "the file is not an object; correct it"),
         (
             changed(adress="x"),
-            "the file has the unknown key 'adress'; "
-            "known: address, approle_mount, ca_certificate, poll_seconds, settings",
+            "the file has the unknown key 'adress'; known: address, approle_mount, ca_certificate, poll_seconds, sets",
         ),
-        ({"address": "https://x", "settings": {}}, "the file lacks the key 'approle_mount'; add it"),
+        (
+            changed(settings={}),
+            "the file has the unknown key 'settings'; "
+            "known: address, approle_mount, ca_certificate, poll_seconds, sets",
+        ),
+        ({"address": "https://x", "approle_mount": "approle"}, "the file lacks the key 'sets'; add it"),
+        ({"address": "https://x", "sets": {}}, "the file lacks the key 'approle_mount'; add it"),
         (changed(address=""), "address is not a text, or is empty; correct it"),
         (
             changed(address="infra1:8200"),
@@ -78,36 +96,43 @@ def setting(**source: Any) -> dict[str, Any]:
             changed(poll_seconds=0),
             "poll_seconds is not a number of seconds between 0 and 86400; correct it",
         ),
-        (changed(settings=[]), "settings is not an object {setting name: source}; correct it"),
+        (changed(sets=[]), "sets is not an object {set name: settings}; correct it"),
+        (changed(sets={}), "sets is empty; add at least one set"),
+        (changed(sets={"a1": {}, "Ab": {}}), f"sets.Ab {SET_NAMED}"),
+        (changed(sets={"": {}}), f"sets. {SET_NAMED}"),
+        (changed(sets={"..": {}}), f"sets... {SET_NAMED}"),
+        (changed(sets={"a" * 65: {}}), f"sets.{'a' * 65} {SET_NAMED}"),
+        (changed(sets={"token": {}}), "sets.token has the name of a file of the agent's own; rename the set"),
+        (changed(sets={"s": []}), "sets.s is not an object {setting name: source}; correct it"),
         (
-            changed(settings={"A=B": {}}),
-            "settings.A=B cannot be the name of an environment variable; correct it",
+            changed(sets={"s": {"A=B": {}}}),
+            "sets.s.A=B cannot be the name of an environment variable; correct it",
         ),
-        (setting(kv="secret/a"), "settings.A lacks the key 'key'; add it"),
+        (setting(kv="secret/a"), "sets.s.A lacks the key 'key'; add it"),
         (
             setting(kv="secret/a", key="k", path="x"),
-            "settings.A has the unknown key 'path'; known: key, kv, template",
+            "sets.s.A has the unknown key 'path'; known: key, kv, template",
         ),
         (
             setting(kv="secret", key="k"),
-            "settings.A.kv is not MOUNT/PATH, such as secret/forge; correct it",
+            "sets.s.A.kv is not MOUNT/PATH, such as secret/forge; correct it",
         ),
         (
             setting(kv="secret/a", key="k", template="{password}"),
-            "settings.A.template does not use exactly {value}; correct it",
+            "sets.s.A.template does not use exactly {value}; correct it",
         ),
-        (setting(database="database/creds/a"), "settings.A lacks the key 'template'; add it"),
+        (setting(database="database/creds/a"), "sets.s.A lacks the key 'template'; add it"),
         (
             setting(database="database/creds/a", template="{username}"),
-            "settings.A.template does not use exactly {username} and {password}; correct it",
+            "sets.s.A.template does not use exactly {username} and {password}; correct it",
         ),
         (
             setting(database="database/creds/a", template="{username.__class__}{password}"),
-            "settings.A.template does not use exactly {username} and {password}; correct it",
+            "sets.s.A.template does not use exactly {username} and {password}; correct it",
         ),
         (
             setting(kv="secret/a", key="k", template="{value"),
-            "settings.A.template has a single brace; write {{ or }} for a brace of its own",
+            "sets.s.A.template has a single brace; write {{ or }} for a brace of its own",
         ),
     ],
 )

@@ -1,19 +1,20 @@
 """`run` against a real server: what it writes, keeps alive, and takes over."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.agent.conftest import FORGE_KEY, Bao, Host, Postgres
+from tests.agent.conftest import FORGE_KEY, SET, Bao, Host, Postgres
 
 READY = "READY=1"
 
 
-def url(role: str, port: int) -> dict[str, Any]:
+def url(role: str, port: int, name: str = "FORGE_DATABASE_URL") -> dict[str, Any]:
     template = f"postgresql://{{username}}:{{password}}@127.0.0.1:{port}/postgres"
-    return {"FORGE_DATABASE_URL": {"database": f"database/creds/{role}", "template": template}}
+    return {name: {"database": f"database/creds/{role}", "template": template}}
 
 
 def test_files_and_their_modes(host: Host, database: Postgres) -> None:
@@ -22,11 +23,29 @@ def test_files_and_their_modes(host: Host, database: Postgres) -> None:
     host.wait_for_status(READY)
     assert "STATUS=ok, 2 settings" in host.status
     assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in host.runtime.iterdir()}
-    assert modes == {"kv.json": "0o440", "db.json": "0o440", "token": "0o400", "state.json": "0o400"}
-    assert {file.stat().st_gid for file in host.runtime.iterdir()} == {host.runtime.stat().st_gid}
-    log = (host.directory / "log").read_text()
-    assert log.splitlines() == ["wrote kv.json: FORGE_SECRET_KEY", "wrote db.json: FORGE_DATABASE_URL"]
+    found = list(host.runtime.rglob("*"))
+    assert {str(file.relative_to(host.runtime)): oct(file.stat().st_mode & 0o777) for file in found} == {
+        "set1": "0o750",
+        "set1/kv.json": "0o440",
+        "set1/db.json": "0o440",
+        "token": "0o400",
+        "state.json": "0o400",
+    }
+    assert {file.stat().st_gid for file in found} == {host.runtime.stat().st_gid}
+    assert host.log() == ["wrote set1/kv.json: FORGE_SECRET_KEY", "wrote set1/db.json: FORGE_DATABASE_URL"]
+
+
+def test_readers_are_the_group_of_the_runtime_directory(host: Host) -> None:
+    """Also of a directory that was left behind in another state."""
+    if len(groups := {os.getgid(), *os.getgroups()}) == 1 and os.getuid() == 0:
+        groups |= {65534}
+    os.chown(host.runtime, -1, max(groups))
+    (host.runtime / SET).mkdir(mode=0o700)
+    os.chown(host.runtime / SET, -1, min(groups))
+    host.start()
+    host.wait_for_status(READY)
+    assert oct((host.runtime / SET).stat().st_mode & 0o777) == "0o750"
+    assert {file.stat().st_gid for file in host.runtime.rglob("*")} == {max(groups)}
 
 
 def connect(host: Host, address: str = "") -> str:
@@ -43,7 +62,7 @@ def test_database_credentials_work(host: Host, database: Postgres) -> None:
     host.start()
     host.wait_for_status(READY)
     assert connect(host).startswith("v-")
-    assert not (host.runtime / "kv.json").exists()
+    assert not (host.runtime / SET / "kv.json").exists()
 
 
 def test_environment_is_disregarded_and_holds_no_secret(host: Host) -> None:
@@ -60,11 +79,11 @@ def test_kv_change_is_seen(host: Host, bao: Bao) -> None:
     host.start()
     host.wait_for_status(READY)
     time.sleep(0.5)
-    unchanged = (host.runtime / "kv.json").stat()
+    unchanged = (host.runtime / SET / "kv.json").stat()
     bao.put("forge", secret_key="k-e-y-2")
     host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-2")
-    assert (host.runtime / "kv.json").stat().st_ino != unchanged.st_ino, "replaced, not rewritten"
-    assert host.log().count("wrote kv.json: FORGE_SECRET_KEY") == 2, "written only when it changed"
+    assert (host.runtime / SET / "kv.json").stat().st_ino != unchanged.st_ino, "replaced, not rewritten"
+    assert host.log().count("wrote set1/kv.json: FORGE_SECRET_KEY") == 2, "written only when it changed"
 
 
 def test_restart_takes_over_token_and_lease(host: Host, database: Postgres) -> None:
@@ -115,7 +134,127 @@ def test_setting_no_longer_declared_disappears(host: Host, database: Postgres) -
     host.configure(FORGE_KEY)
     host.start()
     host.wait_for_status(READY)
-    assert not (host.runtime / "db.json").exists()
+    assert not (host.runtime / SET / "db.json").exists()
+
+
+def leased(database: Postgres) -> set[str]:
+    """The users that Vault has made and not removed yet."""
+    return set(database.run("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'").split())
+
+
+def lease(host: Host, role: str = "forge") -> str:
+    state = json.loads((host.runtime / "state.json").read_text())
+    return str(state["databases"][f"database/creds/{role}"]["lease_id"])
+
+
+def test_sets_share_one_lease_and_one_database_user(host: Host, database: Postgres) -> None:
+    before = leased(database)
+    host.configure(
+        sets={
+            "old": {**FORGE_KEY, **url("forge", database.port)},
+            "new": {"FORGE_KEY": FORGE_KEY["FORGE_SECRET_KEY"], **url("forge", database.port, "FORGE_URL")},
+        }
+    )
+    host.start()
+    host.wait_for_status(READY)
+    assert "STATUS=ok, 4 settings" in host.status
+    assert host.settings(of="old") == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    assert host.settings(of="new") == {"FORGE_KEY": "k-e-y-1"}
+    old, new = host.settings("db", "old"), host.settings("db", "new")
+    assert (list(old), list(new)) == (["FORGE_DATABASE_URL"], ["FORGE_URL"])
+    assert old["FORGE_DATABASE_URL"] == new["FORGE_URL"]
+    assert leased(database) - before == {connect(host, new["FORGE_URL"])}
+
+
+def test_set_comes_and_goes_with_restarts(host: Host, database: Postgres) -> None:
+    """As a deploy does it: the new set beside the old one, then without; the shared lease goes on."""
+    shared = {**FORGE_KEY, **url("forge", database.port)}
+    renamed = {"FORGE_KEY": FORGE_KEY["FORGE_SECRET_KEY"], **url("forge", database.port, "FORGE_URL")}
+    added = {**renamed, **url("short", database.port, "FORGE_SHORT_URL")}
+    host.configure(sets={"old": shared})
+    process = host.start()
+    host.wait_for_status(READY)
+    lease_id, accessor = lease(host), host.accessor()
+    user = host.settings("db", "old")
+    inodes = {file.name: file.stat().st_ino for file in (host.runtime / "old").iterdir()}
+
+    host.stop(process)
+    host.configure(sets={"old": shared, "new": added})
+    process = host.start()
+    host.wait_for_status(READY)
+    assert (lease(host), host.accessor()) == (lease_id, accessor)
+    assert host.settings("db", "new")["FORGE_URL"] == user["FORGE_DATABASE_URL"]
+    assert {file.name: file.stat().st_ino for file in (host.runtime / "old").iterdir()} == inodes, "left alone"
+
+    host.stop(process)
+    (host.runtime / "KEEP").mkdir()
+    host.configure(sets={"new": added})
+    host.start()
+    host.wait_for_status(READY)
+    assert (lease(host), host.accessor()) == (lease_id, accessor)
+    assert host.settings("db", "new")["FORGE_URL"] == user["FORGE_DATABASE_URL"]
+    assert host.files() == ["new/db.json", "new/kv.json"]
+    assert (host.runtime / "KEEP").is_dir(), "not named like a set"
+    assert "removed old" in host.log()
+
+
+def test_old_set_stays_while_the_start_lasts(host: Host, bao: Bao) -> None:
+    process = host.start()
+    host.wait_for_status(READY)
+    host.stop(process)
+    host.configure(sets={"new": FORGE_KEY})
+    bao.seal()
+    host.start()
+    host.wait_for_status(f"STATUS=Vault at {bao.address} is sealed; unseal it, the agent goes on by itself")
+    assert host.files() == ["set1/kv.json"]
+    bao.unseal()
+    host.wait_for_status(READY)
+    assert host.files() == ["new/kv.json"]
+
+
+def test_refusal_of_one_set_ends_the_start(host: Host) -> None:
+    """And the set that served keeps its files."""
+    process = host.start()
+    host.wait_for_status(READY)
+    host.stop(process)
+    wrong = {"FORGE_KEY": {"kv": "secret/forge", "key": "kee"}}
+    host.configure(sets={"new": wrong, SET: FORGE_KEY})
+    process = host.start()
+    assert process.wait(10) == 5
+    assert READY not in host.listen()
+    assert host.log()[-1] == (
+        "bareforge-agent: secret/forge has no key 'kee' (for FORGE_KEY), only: other, secret_key; "
+        "add it: vault kv patch secret/forge kee=..."
+    )
+    assert host.files() == ["set1/kv.json"]
+
+
+def test_set_that_fails_later_does_not_hold_up_the_others(host: Host, bao: Bao) -> None:
+    broken = {"FORGE_OTHER": {"kv": "secret/forge", "key": "other"}}
+    host.configure(sets={"broken": broken, SET: FORGE_KEY})
+    host.start()
+    host.wait_for_status(READY)
+    bao.put("forge", secret_key="k-e-y-2")
+    host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-2")
+    assert host.settings(of="broken") == {"FORGE_OTHER": "x"}
+
+
+def test_database_path_that_fails_later_does_not_hold_up_the_others(host: Host, bao: Bao, database: Postgres) -> None:
+    """After a new login all users are made anew: `afirst`, whose role is gone by then, comes first."""
+    role = bao.root.read("database/roles/forge")["data"]
+    bao.root.write_data("database/roles/afirst", data=role)
+    host.configure(sets={"broken": url("afirst", database.port), SET: {**FORGE_KEY, **url("forge", database.port)}})
+    host.start()
+    host.wait_for_status(READY)
+    first, broken = host.settings("db"), host.settings("db", "broken")
+    bao.root.delete("database/roles/afirst")
+    bao.root.auth.token.revoke_accessor(host.accessor())
+    deadline = time.monotonic() + 10
+    while host.settings("db") == first:
+        assert time.monotonic() < deadline, host.log()
+        time.sleep(0.05)
+    assert connect(host).startswith("v-")
+    assert host.settings("db", "broken") == broken
 
 
 def test_token_is_renewed(host: Host, bao: Bao) -> None:
@@ -169,7 +308,7 @@ def test_sealed_at_start_then_ready(host: Host, bao: Bao) -> None:
     bao.unseal()
     host.wait_for_status(READY)
     assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
-    assert host.log() == [sealed, "wrote kv.json: FORGE_SECRET_KEY", "all is well again"]
+    assert host.log() == [sealed, "wrote set1/kv.json: FORGE_SECRET_KEY", "all is well again"]
 
 
 def test_sealed_later_keeps_the_files(host: Host, bao: Bao) -> None:

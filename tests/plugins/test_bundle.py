@@ -17,6 +17,7 @@ from plugins.module_utils.bareforge_bundle import (
     flatten_lock,
     make_plan,
     resolve_source,
+    split_git,
 )
 
 TARGET = Target("3.11.2", "x86_64", "2.36")
@@ -73,6 +74,44 @@ def test_secrets_in_env_files_are_never_shipped(project: Path, cache: Path) -> N
     files = resolve_source(str(project), cache).files
     assert ".env.example" in files
     assert not {".env", ".env.production"} & set(files)
+
+
+def test_file_names_of_any_language_are_shipped(project: Path, cache: Path) -> None:
+    subprocess.run(["git", "-C", str(project), "init", "-q"], check=True)
+    (project / "größer.txt").write_text("x")
+    assert "größer.txt" in resolve_source(str(project), cache).files
+
+
+def test_what_git_tracks_is_shipped_even_if_it_looks_like_a_build_product(project: Path, cache: Path) -> None:
+    (project / "shop/static/dist").mkdir(parents=True)
+    (project / "shop/static/dist/site.css").write_text("x")
+    (project / "dist").mkdir()
+    (project / "dist/shop.whl").write_text("x")
+    files = resolve_source(str(project), cache).files
+    assert "shop/static/dist/site.css" in files
+    assert "dist/shop.whl" not in files
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("git+https://host/a.git", ("https://host/a.git", "HEAD", "")),
+        ("git+https://host/a.git@v1", ("https://host/a.git", "v1", "")),
+        ("git+https://host/a.git@feature/x", ("https://host/a.git", "feature/x", "")),
+        ("git+https://user:token@host/a.git@v1", ("https://user:token@host/a.git", "v1", "")),
+        ("git+ssh://git@host/a.git", ("ssh://git@host/a.git", "HEAD", "")),
+        ("git+file:///srv/a.git@v1#subdirectory=app", ("file:///srv/a.git", "v1", "app")),
+    ],
+)
+def test_git_sources_are_read(source: str, expected: tuple[str, str, str]) -> None:
+    assert split_git(source) == expected
+
+
+def test_a_token_in_a_git_url_is_not_printed(cache: Path) -> None:
+    with pytest.raises(BundleError) as refusal:
+        resolve_source("git+http://user:canary-token@127.0.0.1:1/a.git@v1", cache)
+    assert "canary-token" not in str(refusal.value)
+    assert str(refusal.value).startswith("cannot fetch 'v1' from http://127.0.0.1:1/a.git: ")
 
 
 def test_git_sources_are_fetched_by_reference(project: Path, cache: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Ansible
+from conftest import ROOT, Ansible, Run
 
 ROLE = ROOT / "roles/vault_agent"
 GOOD: dict[str, Any] = {
@@ -101,10 +105,111 @@ def test_bad_settings(settings: dict[str, Any], message: str, ansible: Ansible) 
     assert preflight(ansible, {**GOOD, "vault_agent_settings": settings})[1] == message
 
 
+SETTINGS = GOOD["vault_agent_settings"]
+SET = hashlib.sha256(json.dumps(SETTINGS, sort_keys=True).encode()).hexdigest()[:12]
+ACCESS = {"address": "https://vault1:8200", "approle_mount": "approle", "ca_certificate": ""}
+BEFORE = {"0123456789ab": {"FORGE_OLD_KEY": {"kv": "secret/old", "key": "b"}}, "b": {}}
+
+
+@dataclass
+class Etc:
+    """A directory that stands for /etc/bareforge-agent."""
+
+    directory: Path
+    ansible: Ansible
+
+    def live(self, document: dict[str, Any]) -> None:
+        self.directory.mkdir(exist_ok=True)
+        (self.directory / "config.json").write_text(as_rendered(document))
+
+    def run(self, *tasks: dict[str, Any], settings: dict[str, Any] = SETTINGS, arguments: tuple[str, ...] = ()) -> Run:
+        variables = {**GOOD, "vault_agent_settings": settings, "__vault_agent_etc": str(self.directory)}
+        run = self.ansible.tasks([*tasks], "-e", json.dumps(variables), *arguments)
+        assert run.status == 0, run.output
+        return run
+
+    def prepare(self, settings: dict[str, Any] = SETTINGS) -> str:
+        """Return the configuration that the role would stage and let go live."""
+        rendered = self.directory.parent / "rendered.json"
+        self.run(
+            {"name": "live", "ansible.builtin.import_role": {"name": "vault_agent", "tasks_from": "live"}},
+            {
+                "name": "probe",
+                "ansible.builtin.template": {"src": str(ROLE / "templates/config.json.j2"), "dest": str(rendered)},
+                "vars": {"__vault_agent_ca_directory": str(self.directory)},
+            },
+            settings=settings,
+        )
+        return rendered.read_text()
+
+    def settle(self) -> list[str]:
+        """Return the names of the sets that settle.yml, in check mode, takes away (-) and brings (+)."""
+        role = {"name": "vault_agent", "tasks_from": "settle"}
+        task = {"name": "settle", "ansible.builtin.include_role": role}
+        run = self.run(task, arguments=("--check", "--diff"))
+        differences = [sign + name for sign, name in re.findall(r'^([-+]) {8}"(\w+)": {', run.output, re.MULTILINE)]
+        assert run.result("Configure the agent for the current settings only")["changed"] is bool(differences)
+        return differences
+
+
+def as_rendered(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, indent=4) + "\n"
+
+
+@pytest.fixture
+def etc(tmp_path: Path, ansible: Ansible) -> Etc:
+    return Etc(tmp_path / "etc", ansible)
+
+
+def test_settings_are_a_set_named_by_its_content(etc: Etc) -> None:
+    text = etc.prepare()
+    assert text == as_rendered({**ACCESS, "sets": {SET: SETTINGS}})
+    turned = {name: dict(reversed(source.items())) for name, source in reversed(SETTINGS.items())}
+    assert etc.prepare(turned) == text, "whatever the order they are written in"
+
+
+def test_playbooks_look_where_the_set_is() -> None:
+    """The expression of the set's name is in two places: the role's variables and those of the deploy playbook."""
+    name = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__vault_agent_set"].strip("{} ")
+    assert name in (ROOT / "playbooks/vars/deploy.yml").read_text()
+    assert name in (ROLE / "README.md").read_text()
+
+
+def test_what_serves_keeps_its_sets(etc: Etc) -> None:
+    union = {**ACCESS, "sets": {**BEFORE, SET: SETTINGS}}
+    etc.live({**ACCESS, "sets": BEFORE})
+    assert etc.prepare() == as_rendered(union)
+    etc.live(union)
+    assert etc.prepare() == as_rendered(union), "a second time changes nothing"
+    settled = {**ACCESS, "sets": {SET: SETTINGS}}
+    etc.live(settled)
+    assert etc.prepare() == as_rendered(settled), "nor after settle"
+
+
+def test_live_configuration_without_sets(etc: Etc) -> None:
+    etc.live({**ACCESS, "settings": BEFORE["0123456789ab"]})
+    assert json.loads(etc.prepare())["sets"] == {SET: SETTINGS}
+
+
+def test_settle_drops_the_other_sets_once(etc: Etc) -> None:
+    etc.live({**ACCESS, "sets": {**BEFORE, SET: SETTINGS}})
+    assert sorted(etc.settle()) == ["-0123456789ab", "-b"]
+    etc.live({**ACCESS, "sets": {SET: SETTINGS}})
+    assert etc.settle() == []
+
+
+def test_settle_in_check_mode_before_the_first_deploy(etc: Etc) -> None:
+    assert etc.settle() == [f"+{SET}"]
+    assert not etc.directory.exists()
+
+
 def test_specification_and_readme_agree_with_the_defaults() -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    options = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    specifications = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    options = specifications["main"]["options"]
     assert {name: option["default"] for name, option in options.items()} == defaults
+    for entry in ("settle", "settings"):
+        assert specifications[entry]["options"].items() <= options.items(), entry
     readme = (ROLE / "README.md").read_text()
     assert [name for name in defaults if f"| `{name}` |" not in readme] == []
 

@@ -159,14 +159,14 @@ def test_host_is_enrolled_once(host: Host) -> None:
 
 
 def test_real_agent_understands_what_it_is_handed(host: Host) -> None:
-    host.configure(settings={})
+    host.configure(sets={"a1": {}})
     agent = str(host.directory / "bin/real-python")
     first = host.enroll(approle_mount="hosts", python=agent)
     assert first.result()["msg"] == f"the host was enrolled: credential {host.credential} does not exist"
     assert set(json.loads(host.credential.read_text())) == {"role_id", "secret_id"}
     assert host.enroll(approle_mount="hosts", python=agent).result()["changed"] is False
 
-    host.configure(settings={"KEY": {"kv": "secret/nothing", "key": "key"}})
+    host.configure(sets={"a1": {"KEY": {"kv": "secret/nothing", "key": "key"}}})
     denied = host.enroll(approle_mount="hosts", python=agent)
     assert denied.status != 0
     assert denied.result()["msg"].startswith("bareforge-agent: ")

@@ -43,7 +43,9 @@ def test_exit_code_is_a_failure(tmp_path: Path) -> None:
 def test_exit_text_is_shown(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("raise SystemExit('cannot find the revision')\n")
     done = runtime("run", "job", cwd=tmp_path)
-    assert done.stderr == (f"cannot find the revision\nbareforge-runtime: job ended with exit code 1; {AGAIN}\n")
+    assert done.stderr == (
+        f"cannot find the revision\nbareforge-runtime: job ended with exit code 1 (cannot find the revision); {AGAIN}\n"
+    )
 
 
 def test_module_missing(tmp_path: Path) -> None:

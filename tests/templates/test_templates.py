@@ -95,7 +95,6 @@ def test_socket_path_is_the_same_everywhere() -> None:
 def test_timeouts_form_a_ladder(timeout: int, graceful: int) -> None:
     given = {"asgi_app_timeout": timeout, "asgi_app_graceful_timeout": graceful}
     settings, service = gunicorn(**given), unit(**given)
-    assert settings["graceful_timeout"] <= settings["timeout"]
     assert settings["graceful_timeout"] < int(service["TimeoutStopSec"][0])
     assert int(service["TimeoutStartSec"][0]) > settings["graceful_timeout"] + 60
 
@@ -104,6 +103,15 @@ def test_the_application_keeps_connections_longer_than_nginx() -> None:
     seconds = re.search(r"keepalive_timeout (\d+)s;", site())
     assert seconds
     assert gunicorn()["keepalive"] > int(seconds[1])
+
+
+def test_a_worker_drains_longer_than_nginx_keeps_an_idle_connection() -> None:
+    environment = render(ROOT / "roles/asgi_app/templates/environment.j2", "asgi_app", **GIVEN)
+    drain = re.search(r'^BAREFORGE_DRAIN_SECONDS="([\d.]+)"$', environment, re.M)
+    idle = re.search(r"keepalive_timeout (\d+)s;", site())
+    assert drain
+    assert idle
+    assert int(idle[1]) < float(drain[1]) < gunicorn()["graceful_timeout"]
 
 
 def test_nginx_waits_longer_than_the_application() -> None:
@@ -168,6 +176,7 @@ def test_site_with_certificate_redirects_http() -> None:
     text = site(**TLS)
     assert "return 308 https://$host$request_uri;" in text
     assert "listen 443 ssl;" in text
+    assert "https://$host:8443$request_uri;" in site(**TLS, nginx_site_https_port=8443)
     assert "ssl_protocols TLSv1.2 TLSv1.3;" in text
 
 
@@ -181,6 +190,14 @@ def test_only_declared_proxies_are_believed() -> None:
     assert "set_real_ip_from" not in site()
     assert "set_real_ip_from 10.0.0.9;" in site(nginx_site_trusted_proxies=["10.0.0.9"])
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in site()
+
+
+def test_the_scheme_that_the_client_used_reaches_the_application() -> None:
+    header = "proxy_set_header X-Forwarded-Proto"
+    assert f"{header} $scheme;" in site()
+    assert f"{header} $scheme;" in site(**TLS, nginx_site_trusted_proxies=["10.0.0.9"])
+    # a balancer that ends TLS says which scheme it was asked by
+    assert f"{header} $http_x_forwarded_proto;" in site(nginx_site_trusted_proxies=["10.0.0.9"])
 
 
 def test_posts_are_never_sent_twice() -> None:

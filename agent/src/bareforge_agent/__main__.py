@@ -48,14 +48,14 @@ def _check(config: Config, _arguments: argparse.Namespace) -> None:
     vault = Vault(config)
     vault.login(read_credential())
     try:
-        secrets = {setting.place: vault.read_kv(setting) for setting in config.kv}
-        for setting in config.kv:
-            keeper.value_of(setting, secrets[setting.place])
-        for path in sorted({setting.path for setting in config.database}):
+        secrets = keeper.KvSecrets(vault)
+        for each in config.sets:
+            secrets.render(each)
+        for path in sorted(config.database_paths):
             vault.read_database(path)
     finally:
         vault.revoke_token()
-    print(f"ok: {len(config.kv) + len(config.database)} settings can be read")
+    print(f"ok: {config.count} settings can be read")
 
 
 def _enroll(config: Config, arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from urllib.parse import quote, urlsplit
 from bareforge_agent.errors import ENROLL, ConfigurationError, EnrolmentError
 
 DEFAULT_POLL_SECONDS = 15.0
+SET_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
+"""Name of a set, and of its directory in $RUNTIME_DIRECTORY."""
+TOKEN_FILE = "token"  # noqa: S105 (a file's name)
+"""The one file of the agent's own, in the same directory, that a set's name could collide with."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -49,15 +54,38 @@ class DatabaseSetting:
 
 
 @dataclass(frozen=True)
+class SettingSet:
+    """Settings that are kept together in the directory `name`, as one release knows them."""
+
+    name: str
+    kv: tuple[KvSetting, ...]
+    database: tuple[DatabaseSetting, ...]
+
+    @property
+    def database_paths(self) -> frozenset[str]:
+        """The Vault paths of the credentials that the set is made of."""
+        return frozenset(setting.path for setting in self.database)
+
+
+@dataclass(frozen=True)
 class Config:
     """What the configuration file says. `poll_seconds`: how often KV secrets are read again."""
 
     address: str
     ca_certificate: Path | None
     approle_mount: str
-    kv: tuple[KvSetting, ...]
-    database: tuple[DatabaseSetting, ...]
+    sets: tuple[SettingSet, ...]
     poll_seconds: float = DEFAULT_POLL_SECONDS
+
+    @property
+    def database_paths(self) -> frozenset[str]:
+        """The Vault paths of all sets' credentials; one that several sets name is one user of the database."""
+        return frozenset(path for each in self.sets for path in each.database_paths)
+
+    @property
+    def count(self) -> int:
+        """How many settings there are, in all sets together."""
+        return sum(len(each.kv) + len(each.database) for each in self.sets)
 
 
 @dataclass(frozen=True)
@@ -107,23 +135,37 @@ class _Reader:
         self._file = file
 
     def config(self, document: Any) -> Config:
-        known = {"address", "ca_certificate", "approle_mount", "settings", "poll_seconds"}
-        self._keys(document, "the file", known, required={"address", "approle_mount", "settings"})
-        settings = document["settings"]
-        if not isinstance(settings, dict):
-            raise self._wrong("settings", "is not an object {setting name: source}")
-        parsed = [self._setting(name, source) for name, source in settings.items()]
+        known = {"address", "ca_certificate", "approle_mount", "sets", "poll_seconds"}
+        self._keys(document, "the file", known, required={"address", "approle_mount", "sets"})
+        sets = document["sets"]
+        if not isinstance(sets, dict):
+            raise self._wrong("sets", "is not an object {set name: settings}")
+        if not sets:
+            raise self._wrong("sets", "is empty", "add at least one set")
         return Config(
             address=self._address(document["address"]),
             ca_certificate=self._ca_certificate(document.get("ca_certificate", "")),
             approle_mount=self._text(document["approle_mount"], "approle_mount").strip("/"),
-            kv=tuple(setting for setting in parsed if isinstance(setting, KvSetting)),
-            database=tuple(setting for setting in parsed if isinstance(setting, DatabaseSetting)),
+            sets=tuple(self._set(name, settings) for name, settings in sets.items()),
             poll_seconds=self._poll_seconds(document.get("poll_seconds", DEFAULT_POLL_SECONDS)),
         )
 
-    def _setting(self, name: str, source: Any) -> KvSetting | DatabaseSetting:
-        where = f"settings.{name}"
+    def _set(self, name: str, settings: Any) -> SettingSet:
+        where = f"sets.{name}"
+        if not SET_NAME.fullmatch(name):
+            raise self._wrong(where, "is not named with 1 to 64 of the characters a-z and 0-9", "rename the set")
+        if name == TOKEN_FILE:
+            raise self._wrong(where, "has the name of a file of the agent's own", "rename the set")
+        if not isinstance(settings, dict):
+            raise self._wrong(where, "is not an object {setting name: source}")
+        parsed = [self._setting(f"{where}.{setting}", setting, source) for setting, source in settings.items()]
+        return SettingSet(
+            name=name,
+            kv=tuple(setting for setting in parsed if isinstance(setting, KvSetting)),
+            database=tuple(setting for setting in parsed if isinstance(setting, DatabaseSetting)),
+        )
+
+    def _setting(self, where: str, name: str, source: Any) -> KvSetting | DatabaseSetting:
         if not name or "=" in name or "\0" in name:
             raise self._wrong(where, "cannot be the name of an environment variable")
         if isinstance(source, dict) and "database" in source:

@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 # Settings are for the agent and the group of the directory, the agent's own state is for nobody else.
 SETTINGS_MODE = 0o440
 STATE_MODE = 0o400
+DIRECTORY_MODE = 0o750
 
 
 def write(file: Path, content: str, mode: int) -> bool:
@@ -36,6 +39,24 @@ def write_settings(file: Path, settings: Mapping[str, str]) -> bool:
         file.unlink(missing_ok=True)
         return existed
     return write(file, json.dumps(settings, sort_keys=True), SETTINGS_MODE)
+
+
+def make_directory(directory: Path) -> None:
+    """Make `directory`, if it is missing, for the group of the directory it is in, which is let in."""
+    # Closed until it has its group.
+    directory.mkdir(mode=0o700, exist_ok=True)
+    os.chown(directory, -1, directory.parent.stat().st_gid)
+    directory.chmod(DIRECTORY_MODE)
+
+
+def remove_directories(parent: Path, name: re.Pattern[str], keep: Collection[str]) -> list[str]:
+    """Remove the directories in `parent` with such a name, except those to `keep`; returns the removed ones."""
+    removed = []
+    for found in sorted(parent.iterdir()):
+        if name.fullmatch(found.name) and found.name not in keep and found.is_dir() and not found.is_symlink():
+            shutil.rmtree(found)
+            removed.append(found.name)
+    return removed
 
 
 def read_state(file: Path) -> dict[str, Any]:

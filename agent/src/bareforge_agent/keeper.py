@@ -1,7 +1,8 @@
 """The agent at work: obtain every declared setting, write the files, keep both alive and current.
 
 One thread, one loop. What was written stays until something newer is known: while Vault is away, the
-applications go on with what they have.
+applications go on with what they have. Sets share what they read from the same place in Vault, and what is wrong
+with one of them does not keep the others from being written.
 """
 
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bareforge_agent import files
-from bareforge_agent.config import Config, Credential, KvSetting
+from bareforge_agent.config import SET_NAME, TOKEN_FILE, Config, Credential, KvSetting, SettingSet
 from bareforge_agent.errors import (
     AgentError,
     PathError,
@@ -32,7 +33,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 5.0
 
 
 class Keeper:
-    """Keeps the settings of `config` in `directory`.
+    """Keeps the sets of `config` in directories of `directory`.
 
     `log` is given one line at each change of what is the matter. `stop` ends `run`.
     """
@@ -65,6 +66,8 @@ class Keeper:
 
         Raises the AgentError of a start that cannot succeed by waiting; later ones are reported and retried.
         """
+        for each in self._config.sets:
+            files.make_directory(self._directory / each.name)
         while not self._stop.asked():
             try:
                 self._start()
@@ -90,6 +93,10 @@ class Keeper:
             self._log_in()
         self._read_kv()
         self._obtain_databases()
+        # Only now: an application of the old set can go on for as long as the start takes.
+        keep = [each.name for each in self._config.sets]
+        for name in files.remove_directories(self._directory, SET_NAME, keep):
+            self._log(f"removed {name}")
 
     def _step(self) -> None:
         """Do what is due. What fails stays due, and does not keep the rest from being done."""
@@ -100,7 +107,7 @@ class Keeper:
         if now >= self._read_kv_at:
             due.append(self._read_kv)
         due += [partial(self._renew_database, path) for path, at in self._renew_lease_at.items() if now >= at]
-        if len(self._databases) < len(self._paths()):
+        if self._missing():
             due.append(self._obtain_databases)
         failure: AgentError | None = None
         for action in due:
@@ -117,7 +124,7 @@ class Keeper:
             raise failure
 
     def _next_due(self) -> float:
-        if len(self._databases) < len(self._paths()):
+        if self._missing():
             return 0.0
         return min(self._deadlines())
 
@@ -150,23 +157,33 @@ class Keeper:
     # settings
 
     def _read_kv(self) -> None:
-        secrets: dict[str, dict[str, Any]] = {}
-        settings: dict[str, str] = {}
-        for setting in self._config.kv:
-            if setting.place not in secrets:
-                secrets[setting.place] = self._vault.read_kv(setting)
-            settings[setting.name] = setting.render(value_of(setting, secrets[setting.place]))
-        if files.write_settings(self._directory / "kv.json", settings):
-            self._log(f"wrote kv.json: {', '.join(sorted(settings)) or 'nothing declared'}")
+        secrets = KvSecrets(self._vault)
+        failure: PathError | None = None
+        for each in self._config.sets:
+            try:
+                settings = secrets.render(each)
+            except PathError as error:
+                failure = failure or error
+            else:
+                self._write(each, "kv.json", settings)
+        if failure is not None:
+            raise failure
         self._read_kv_at = time.monotonic() + self._config.poll_seconds
 
-    def _paths(self) -> set[str]:
-        return {setting.path for setting in self._config.database}
+    def _missing(self) -> frozenset[str]:
+        """The database paths without credentials."""
+        return self._config.database_paths - self._databases.keys()
 
     def _obtain_databases(self) -> None:
-        for path in sorted(self._paths() - self._databases.keys()):
-            self._new_database(path)
+        failure: PathError | UnavailableError | None = None
+        for path in sorted(self._missing()):
+            try:
+                self._new_database(path)
+            except (PathError, UnavailableError) as error:
+                failure = failure or error
         self._write_databases()
+        if failure is not None:
+            raise failure
 
     def _new_database(self, path: str) -> None:
         credentials = self._vault.read_database(path)
@@ -191,20 +208,24 @@ class Keeper:
         return _renew_at(ttl) if credentials.lease_id else time.monotonic() + self._config.poll_seconds
 
     def _write_databases(self) -> None:
-        if self._paths() - self._databases.keys():
-            return  # the file that is there is better than one with settings left out
-        settings = {}
-        for setting in self._config.database:
-            credentials = self._databases[setting.path]
-            settings[setting.name] = setting.render(credentials.username, credentials.password)
-        if files.write_settings(self._directory / "db.json", settings):
-            self._log(f"wrote db.json: {', '.join(sorted(settings)) or 'nothing declared'}")
+        for each in self._config.sets:
+            if each.database_paths - self._databases.keys():
+                continue  # the file that is there is better than one with settings left out
+            settings = {}
+            for setting in each.database:
+                credentials = self._databases[setting.path]
+                settings[setting.name] = setting.render(credentials.username, credentials.password)
+            self._write(each, "db.json", settings)
+
+    def _write(self, each: SettingSet, name: str, settings: dict[str, str]) -> None:
+        if files.write_settings(self._directory / each.name / name, settings):
+            self._log(f"wrote {each.name}/{name}: {', '.join(sorted(settings)) or 'nothing declared'}")
 
     # state across restarts
 
     def _save(self) -> None:
         token = self._token
-        files.write(self._directory / "token", token.value if token else "", files.STATE_MODE)
+        files.write(self._directory / TOKEN_FILE, token.value if token else "", files.STATE_MODE)
         state = {
             "address": self._config.address,
             "role_id": self._credential.role_id,
@@ -215,7 +236,7 @@ class Keeper:
     def _resume(self) -> bool:
         """Take over token and leases of the process before this one; returns whether that was possible."""
         state = files.read_state(self._directory / "state.json")
-        value = files.read_text(self._directory / "token")
+        value = files.read_text(self._directory / TOKEN_FILE)
         same = (state.get("address"), state.get("role_id")) == (
             self._config.address,
             self._credential.role_id,
@@ -226,12 +247,14 @@ class Keeper:
         try:
             self._set_token(self._vault.look_up_token())
             self._renew_token()
-            self._databases = {}
-            for path, saved in state.get("databases", {}).items():
-                if path in self._paths():
-                    self._databases[path] = DatabaseCredentials(**saved)
-                    self._renew_lease_at[path] = 0.0
-                    self._renew_database(path)
+            saved = state.get("databases", {})
+            # All of them before the first renewal, which may save: none must be lost from the state file.
+            self._databases = {
+                path: DatabaseCredentials(**saved[path]) for path in sorted(self._config.database_paths & saved.keys())
+            }
+            self._renew_lease_at = dict.fromkeys(self._databases, 0.0)
+            for path in sorted(self._databases):
+                self._renew_database(path)
         except TokenLostError:
             return False
         except TypeError:
@@ -249,12 +272,11 @@ class Keeper:
         self._tell(text)
 
     def _well(self) -> None:
-        count = len(self._config.kv) + len(self._config.database)
         if self._trouble:
             self._log("all is well again")
         self._trouble = ""
         self._wait = FIRST_WAIT
-        self._tell(f"ok, {count} settings")
+        self._tell(f"ok, {self._config.count} settings")
 
     def _tell(self, status: str) -> None:
         if status != self._status:
@@ -267,6 +289,23 @@ class Keeper:
         # What has failed is overdue; what has not must not wait for it.
         self._stop.wait(min([jittered, *(at - now for at in self._deadlines() if at > now)]))
         self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+
+class KvSecrets:
+    """Secrets as they are at one moment: each place is read once, whatever the number of its settings."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._secrets: dict[str, dict[str, Any]] = {}
+
+    def render(self, each: SettingSet) -> dict[str, str]:
+        """Return the KV settings of a set, name to text; raises AgentError."""
+        settings: dict[str, str] = {}
+        for setting in each.kv:
+            if setting.place not in self._secrets:
+                self._secrets[setting.place] = self._vault.read_kv(setting)
+            settings[setting.name] = setting.render(value_of(setting, self._secrets[setting.place]))
+        return settings
 
 
 def value_of(setting: KvSetting, secret: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> None:
             sys.stderr.write(f"{code}\n")
             code = 1
         if code:
-            _end(f"{module} ended with exit code {code}; {again}", redact)
+            said = getattr(sys.stderr, "last_line", "")
+            _end(f"{module} ended with exit code {code}{f' ({said})' if said else ''}; {again}", redact)
     except Exception as error:
         from bareforge_runtime.loading import one_line
 

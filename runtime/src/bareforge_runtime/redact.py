@@ -40,16 +40,24 @@ class Redactor:
 
 
 class RedactingStream(io.TextIOBase):
-    """A text stream that writes to another one, without secret values."""
+    """A text stream that writes to another one, without secret values.
+
+    last_line: the last complete line written that was not empty.
+    """
 
     def __init__(self, stream: TextIO, redact: Redactor) -> None:
         super().__init__()
         self._stream = stream
         self._redact = redact
+        self._unfinished = ""
+        self.last_line = ""
 
     def write(self, text: str) -> int:
         """Write `text` without secret values; returns how much of `text` was taken: all of it."""
-        self._stream.write(self._redact(text))
+        shown = self._redact(text)
+        self._stream.write(shown)
+        *lines, self._unfinished = (self._unfinished + shown).split("\n")
+        self.last_line = next((line for line in reversed(lines) if line.strip()), self.last_line)
         return len(text)
 
     def flush(self) -> None:

@@ -1,0 +1,42 @@
+"""What tests that run inside a Molecule scenario know of its lab."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+INVENTORY = STATE / "inventory"
+URL = "https://localhost:8453"
+TRUST = ssl.create_default_context(cafile=str(STATE / "ca.pem"))
+ENVIRONMENT = {
+    **os.environ,
+    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+    "LAB_STATE": str(STATE),
+    "VAULT_ADDR": "https://127.0.0.1:18210",
+    "VAULT_CACERT": str(STATE / "ca.pem"),
+    "VAULT_TOKEN_FILE": str(STATE / "vault-token"),
+    # the output is compared: no colours, no folding
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+}
+
+
+def ask(path: str, method: str = "GET", body: bytes | None = None) -> bytes:
+    """The body of an answer through the load balancer; raises HTTPError for anything but 2xx."""
+    request = urllib.request.Request(URL + path, data=body, method=method)
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, context=TRUST, timeout=30) as response:
+        answer: bytes = response.read()
+    return answer
+
+
+def play(playbook: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a playbook of this project against the scenario's hosts; returns with whatever status it ended."""
+    command = ["ansible-playbook", "-i", str(INVENTORY), str(ROOT / "playbooks" / playbook), *arguments]
+    return subprocess.run(command, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, cwd=ROOT)
