@@ -282,7 +282,8 @@ def test_revoked_token_is_replaced_with_new_database_user(host: Host, bao: Bao, 
 def test_lease_near_its_end_is_replaced_in_time(host: Host, database: Postgres) -> None:
     """TTL 3 s, 6 s at most: what db.json says works at every moment, and a change comes early.
 
-    Early enough that the old user lives on for a second: pools have to move.
+    Early enough that the old user lives on for a moment: pools have to move. Vault rounds to whole seconds, so the
+    third renewal, after 3.15 s at the earliest, may still seem worth keeping: the fourth comes within 4.85 s.
     """
     host.configure(url("short", database.port))
     host.start()
@@ -291,7 +292,7 @@ def test_lease_near_its_end_is_replaced_in_time(host: Host, database: Postgres) 
     first = connect(host)
     before = host.settings("db")["FORGE_DATABASE_URL"]
     while connect(host) == first:
-        assert time.monotonic() - started < 4.9, host.log()
+        assert time.monotonic() - started < 5.4, host.log()
         time.sleep(0.1)
     assert connect(host, before) == first
     assert time.monotonic() - started > 2, "renewed at least once before"
