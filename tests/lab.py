@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "VAULT_CACERT": str(STATE / "ca.pem"),
     "VAULT_TOKEN_FILE": str(STATE / "vault-token"),
     # the output is compared: no colours, no folding
+    "ANSIBLE_FORCE_COLOR": "0",
     "ANSIBLE_NOCOLOR": "1",
     "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
 }

@@ -27,13 +27,14 @@ ARGUMENTS = {
     "approle_mount": {"type": "str", "default": "approle"},
     "python": {"type": "path", "required": True},
     "config": {"type": "path", "required": True},
+    "set": {"type": "str"},
     "credential": {"type": "path", "default": "/etc/bareforge-agent/approle.cred"},
     "user": {"type": "str", "default": "bareforge-agent"},
     "group": {"type": "str", "required": True},
     "force": {"type": "bool", "default": False},
     "wrap_ttl": {"type": "str", "default": "120s"},
 }
-ON_HOST = ("python", "config", "credential", "user", "group")
+ON_HOST = ("python", "config", "set", "credential", "user", "group")
 
 
 class ActionModule(ActionBase):

@@ -22,6 +22,9 @@ options:
   approle_mount: {description: Mount of the AppRole auth method., type: str, default: approle}
   python: {description: Python of the agent's virtual environment on the host., type: path, required: true}
   config: {description: Agent configuration on the host to check., type: path, required: true}
+  set:
+    description: The set of the configuration that must be readable; without it all of them must be.
+    type: str
   credential:
     description: Encrypted systemd credential.
     type: path
@@ -86,6 +89,7 @@ def query(given: dict[str, str]) -> dict[str, object]:
         *("--property", f"LoadCredentialEncrypted=approle:{given['credential']}"),
         *("--property", f"RuntimeMaxSec={CHECK_SECONDS}"),
         *(given["python"], "-m", "bareforge_agent", "check", "--config", given["config"]),
+        *(("--set", given["set"]) if given["set"] is not None else ()),
     ]
     done = run(command, "")
     if done.returncode == CREDENTIAL_EXIT:
@@ -133,6 +137,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["query", "enroll"], "default": "query"},
             "python": {"type": "path", "required": True},
             "config": {"type": "path", "required": True},
+            "set": {"type": "str"},
             "credential": {"type": "path", "default": "/etc/bareforge-agent/approle.cred"},
             "user": {"type": "str", "default": "bareforge-agent"},
             "group": {"type": "str", "required": True},

@@ -54,6 +54,18 @@ def test_all_sets_are_proven(host: Host, database: Postgres) -> None:
             refused(host.agent("check"), 5)
 
 
+def test_one_set_is_proven(host: Host, database: Postgres) -> None:
+    good = {**kv("secret/forge"), **database_url("forge")}
+    for wrong in (kv("secret/denied"), database_url("absent")):
+        host.configure(sets={"old": wrong, "new": good})
+        done = host.agent("check", "--set", "new")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 2 settings can be read\n", "")
+        refused(host.agent("check", "--set", "old"), 5)
+    assert refused(host.agent("check", "--set", "other"), 2) == (
+        f"{host.config_file} has no set 'other', only: new, old; correct --set"
+    )
+
+
 def test_usage(host: Host) -> None:
     assert host.agent("check", "--unknown").returncode == 2
 

@@ -212,21 +212,77 @@ def test_old_set_stays_while_the_start_lasts(host: Host, bao: Bao) -> None:
     assert host.files() == ["new/kv.json"]
 
 
-def test_refusal_of_one_set_ends_the_start(host: Host) -> None:
+NO_KEE = (
+    "secret/forge has no key 'kee' (for FORGE_KEY), only: other, secret_key; "
+    "add it: vault kv patch secret/forge kee=..."
+)
+KEE = {"FORGE_KEY": {"kv": "secret/forge", "key": "kee"}}
+
+
+def test_refusal_of_all_sets_ends_the_start(host: Host) -> None:
     """And the set that served keeps its files."""
     process = host.start()
     host.wait_for_status(READY)
     host.stop(process)
-    wrong = {"FORGE_KEY": {"kv": "secret/forge", "key": "kee"}}
-    host.configure(sets={"new": wrong, SET: FORGE_KEY})
+    host.configure(sets={"new": KEE, SET: {"FORGE_SECRET_KEY": {"kv": "secret/denied", "key": "k"}}})
     process = host.start()
     assert process.wait(10) == 5
     assert READY not in host.listen()
-    assert host.log()[-1] == (
-        "bareforge-agent: secret/forge has no key 'kee' (for FORGE_KEY), only: other, secret_key; "
-        "add it: vault kv patch secret/forge kee=..."
-    )
+    assert host.log()[-1] == f"bareforge-agent: {NO_KEE}"
     assert host.files() == ["set1/kv.json"]
+    assert host.settings() == {"FORGE_SECRET_KEY": "k-e-y-1"}
+
+
+def test_refused_set_is_left_out_until_it_can_be_read(host: Host, bao: Bao, database: Postgres) -> None:
+    """As after a reboot: it has no directory, not even for the half of it that could be read."""
+    denied = {"FORGE_OLD": {"kv": "secret/denied", "key": "k"}, **url("forge", database.port)}
+    halfway = {**FORGE_KEY, **url("absent", database.port)}
+    host.configure(sets={"denied": denied, "halfway": halfway, "kee": KEE, SET: FORGE_KEY})
+    host.start()
+    host.wait_for_status(READY)
+    denial = (
+        "permission denied on secret/denied (for FORGE_OLD); "
+        "let the policy of this host's AppRole role read secret/data/denied"
+    )
+    absent = "there is no database role at database/creds/absent; create it in Vault or correct the path"
+    assert f"STATUS={denial}" in host.status
+    assert "all is well again" not in host.log()
+    time.sleep(1.5)
+    assert host.log() == ["wrote set1/kv.json: FORGE_SECRET_KEY", absent, NO_KEE, denial], "each of them once"
+    assert [file.name for file in host.runtime.iterdir() if file.is_dir()] == [SET]
+    bao.put("forge", secret_key="k-e-y-2", other="x", kee="k")
+    host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-2")
+    assert host.settings(of="kee") == {"FORGE_KEY": "k"}
+    assert host.files() == ["kee/kv.json", "set1/kv.json"]
+
+
+def test_all_is_well_when_the_refused_set_can_be_read(host: Host, bao: Bao) -> None:
+    host.configure(sets={"kee": KEE, SET: FORGE_KEY})
+    host.start()
+    host.wait_for_status(READY)
+    bao.put("forge", secret_key="k-e-y-1", kee="k")
+    host.wait_for_status("STATUS=ok, 2 settings")
+    assert host.log()[-2:] == ["wrote kee/kv.json: FORGE_KEY", "all is well again"]
+
+
+def test_refused_set_keeps_its_files_at_a_restart(host: Host, bao: Bao, database: Postgres) -> None:
+    """Its key and its database role are gone, so the start can neither renew nor replace its user."""
+    role = bao.root.read("database/roles/forge")["data"]
+    bao.root.write_data("database/roles/moved", data=role)
+    host.configure(sets={"old": {**FORGE_KEY, **url("moved", database.port)}})
+    process = host.start()
+    host.wait_for_status(READY)
+    before = host.settings("db", "old")
+    host.stop(process)
+    bao.root.delete("database/roles/moved")
+    host.configure(sets={"old": {**KEE, **url("moved", database.port)}, "new": FORGE_KEY})
+    process = host.start()
+    host.wait_for_status(READY)
+    assert host.settings("kv", "old") == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    assert host.settings("db", "old") == before
+    assert host.settings("kv", "new") == {"FORGE_SECRET_KEY": "k-e-y-1"}
+    assert NO_KEE in host.log()
+    assert process.poll() is None
 
 
 def test_set_that_fails_later_does_not_hold_up_the_others(host: Host, bao: Bao) -> None:

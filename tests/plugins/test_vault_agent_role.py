@@ -186,6 +186,11 @@ def test_what_serves_keeps_its_sets(etc: Etc) -> None:
     assert etc.prepare() == as_rendered(settled), "nor after settle"
 
 
+def test_only_the_current_set_must_be_readable() -> None:
+    (proof,) = [task for task in yaml.safe_load((ROLE / "tasks/enroll.yml").read_text()) if "vault_enroll" in task]
+    assert proof["vault_enroll"]["set"] == "{{ __vault_agent_set }}"
+
+
 def test_live_configuration_without_sets(etc: Etc) -> None:
     etc.live({**ACCESS, "settings": BEFORE["0123456789ab"]})
     assert json.loads(etc.prepare())["sets"] == {SET: SETTINGS}

@@ -172,6 +172,15 @@ def test_real_agent_understands_what_it_is_handed(host: Host) -> None:
     assert denied.result()["msg"].startswith("bareforge-agent: ")
     assert "secret/nothing" in denied.result()["msg"]
 
+    # what an older set needs is not asked for
+    host.configure(sets={"a1": {"KEY": {"kv": "secret/nothing", "key": "key"}}, "b2": {}})
+    assert host.enroll(approle_mount="hosts", python=agent, set="b2").result()["msg"] == "the host is enrolled"
+    assert "secret/nothing" in host.enroll(approle_mount="hosts", python=agent, set="a1").result()["msg"]
+    assert host.enroll(approle_mount="hosts", python=agent).status != 0
+    # neither by the proof after an enrolment
+    renewed = host.enroll(approle_mount="hosts", python=agent, set="b2", force=True)
+    assert renewed.result()["msg"] == "the host was enrolled: a new identity was asked for"
+
 
 def test_refused_identity_and_force_are_replaced(host: Host) -> None:
     host.enroll(approle_mount="hosts")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from bareforge_agent import enroll, keeper
@@ -18,12 +19,14 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, help_text in (
         ("run", _run, "the service: write the settings and keep them current"),
-        ("check", _check, "log in, read everything declared, give it back"),
+        ("check", _check, "log in, read what is declared, give it back"),
         ("enroll", _enroll, "store the credential that standard input carries wrapped"),
     ):
         command = commands.add_parser(name, help=help_text)
         command.set_defaults(function=function)
         command.add_argument("--config", type=Path, required=True, metavar="PATH")
+        if name == "check":
+            command.add_argument("--set", metavar="NAME", help="read this set only")
         if name == "enroll":
             command.add_argument("--credential", type=Path, required=True, metavar="PATH")
     arguments = parser.parse_args()
@@ -44,7 +47,13 @@ def _run(config: Config, _arguments: argparse.Namespace) -> None:
     keeper.Keeper(config, credential, Path(directory), stop, log=lambda text: print(text, flush=True)).run()
 
 
-def _check(config: Config, _arguments: argparse.Namespace) -> None:
+def _check(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.set is not None:
+        chosen = tuple(each for each in config.sets if each.name == arguments.set)
+        if not chosen:
+            known = ", ".join(sorted(each.name for each in config.sets)) or "none"
+            raise ConfigurationError(f"{arguments.config} has no set {arguments.set!r}, only: {known}; correct --set")
+        config = replace(config, sets=chosen)
     vault = Vault(config)
     vault.login(read_credential())
     try:

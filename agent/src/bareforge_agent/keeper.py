@@ -2,7 +2,8 @@
 
 One thread, one loop. What was written stays until something newer is known: while Vault is away, the
 applications go on with what they have. Sets share what they read from the same place in Vault, and what is wrong
-with one of them does not keep the others from being written.
+with one of them does not keep the others from being written. A set appears as a whole: until everything in it has
+been read once it has no directory, so that its readers find it missing and not empty.
 """
 
 import random
@@ -57,6 +58,8 @@ class Keeper:
         self._vault = Vault(config)
         self._token: Token | None = None
         self._renew_token_at = 0.0
+        # By set name; a set whose secrets are refused is not in it.
+        self._kv: dict[str, dict[str, str]] = {}
         self._databases: dict[str, DatabaseCredentials] = {}
         self._renew_lease_at: dict[str, float] = {}
         self._read_kv_at = 0.0
@@ -64,19 +67,26 @@ class Keeper:
     def run(self) -> None:
         """Start and go on until stopped. Nothing is revoked at the end: the next start takes over.
 
-        Raises the AgentError of a start that cannot succeed by waiting; later ones are reported and retried.
+        Raises the AgentError of a start that cannot succeed by waiting; later ones, and those that concern some of
+        the sets only, are reported and retried.
         """
-        for each in self._config.sets:
-            files.make_directory(self._directory / each.name)
         while not self._stop.asked():
             try:
-                self._start()
+                refusals = self._start()
             except UnavailableError as error:
                 self._say(error)
                 self._pause()
                 continue
-            self._well()
+            if refusals:
+                # The first one last: it is what the attempts that follow report.
+                for refusal in reversed(refusals):
+                    self._say(refusal)
+                self._wait = FIRST_WAIT
+            else:
+                self._well()
             notify(READY="1")
+            if refusals:
+                self._pause()
             break
         while not self._stop.asked():
             try:
@@ -88,15 +98,20 @@ class Keeper:
             self._well()
             self._stop.wait(max(0.05, self._next_due() - time.monotonic()))
 
-    def _start(self) -> None:
+    def _start(self) -> list[PathError]:
+        """Write the sets and return what keeps some of them from it; raises the first refusal when it is all."""
         if not self._resume():
             self._log_in()
-        self._read_kv()
-        self._obtain_databases()
+        refusals = self._read_kv()
+        if self._kv:
+            refusals += self._obtain_databases()
+        if refusals and not any(self._is_whole(each) for each in self._config.sets):
+            raise refusals[0]
         # Only now: an application of the old set can go on for as long as the start takes.
         keep = [each.name for each in self._config.sets]
         for name in files.remove_directories(self._directory, SET_NAME, keep):
             self._log(f"removed {name}")
+        return refusals
 
     def _step(self) -> None:
         """Do what is due. What fails stays due, and does not keep the rest from being done."""
@@ -105,10 +120,10 @@ class Keeper:
         if now >= self._renew_token_at:
             due.append(self._renew_token)
         if now >= self._read_kv_at:
-            due.append(self._read_kv)
+            due.append(lambda: _raise_first(self._read_kv()))
         due += [partial(self._renew_database, path) for path, at in self._renew_lease_at.items() if now >= at]
         if self._missing():
-            due.append(self._obtain_databases)
+            due.append(lambda: _raise_first(self._obtain_databases()))
         failure: AgentError | None = None
         for action in due:
             try:
@@ -156,34 +171,43 @@ class Keeper:
 
     # settings
 
-    def _read_kv(self) -> None:
+    def _read_kv(self) -> list[PathError]:
+        """Read the KV settings of all sets and write what can be; returns what was refused, by set."""
         secrets = KvSecrets(self._vault)
-        failure: PathError | None = None
+        refusals: list[PathError] = []
         for each in self._config.sets:
             try:
-                settings = secrets.render(each)
+                self._kv[each.name] = secrets.render(each)
             except PathError as error:
-                failure = failure or error
-            else:
-                self._write(each, "kv.json", settings)
-        if failure is not None:
-            raise failure
-        self._read_kv_at = time.monotonic() + self._config.poll_seconds
+                self._kv.pop(each.name, None)
+                refusals.append(error)
+        self._write_sets()
+        if not refusals:
+            self._read_kv_at = time.monotonic() + self._config.poll_seconds
+        return refusals
 
     def _missing(self) -> frozenset[str]:
         """The database paths without credentials."""
         return self._config.database_paths - self._databases.keys()
 
-    def _obtain_databases(self) -> None:
-        failure: PathError | UnavailableError | None = None
+    def _obtain_databases(self) -> list[PathError]:
+        """Get credentials where they are missing and write what can be; returns what was refused, by path.
+
+        Raises the first UnavailableError when all paths have been tried.
+        """
+        refusals: list[PathError] = []
+        unavailable: UnavailableError | None = None
         for path in sorted(self._missing()):
             try:
                 self._new_database(path)
-            except (PathError, UnavailableError) as error:
-                failure = failure or error
-        self._write_databases()
-        if failure is not None:
-            raise failure
+            except PathError as error:
+                refusals.append(error)
+            except UnavailableError as error:
+                unavailable = unavailable or error
+        self._write_sets()
+        if unavailable is not None:
+            raise unavailable
+        return refusals
 
     def _new_database(self, path: str) -> None:
         credentials = self._vault.read_database(path)
@@ -201,21 +225,33 @@ class Keeper:
             self._renew_lease_at[path] = self._database_due(credentials, ttl)
         else:
             self._new_database(path)
-            self._write_databases()
+            self._write_sets()
 
     def _database_due(self, credentials: DatabaseCredentials, ttl: float) -> float:
         # Credentials of a static role have no lease: Vault changes their password, so they are read again.
         return _renew_at(ttl) if credentials.lease_id else time.monotonic() + self._config.poll_seconds
 
-    def _write_databases(self) -> None:
+    def _has_databases(self, each: SettingSet) -> bool:
+        return not each.database_paths - self._databases.keys()
+
+    def _is_whole(self, each: SettingSet) -> bool:
+        return each.name in self._kv and self._has_databases(each)
+
+    def _write_sets(self) -> None:
+        """Write what is known; a file that is there is better than one with settings left out."""
         for each in self._config.sets:
-            if each.database_paths - self._databases.keys():
-                continue  # the file that is there is better than one with settings left out
-            settings = {}
-            for setting in each.database:
-                credentials = self._databases[setting.path]
-                settings[setting.name] = setting.render(credentials.username, credentials.password)
-            self._write(each, "db.json", settings)
+            directory = self._directory / each.name
+            if not (self._is_whole(each) or directory.is_dir()):
+                continue
+            files.make_directory(directory)
+            if each.name in self._kv:
+                self._write(each, "kv.json", self._kv[each.name])
+            if self._has_databases(each):
+                settings = {}
+                for setting in each.database:
+                    credentials = self._databases[setting.path]
+                    settings[setting.name] = setting.render(credentials.username, credentials.password)
+                self._write(each, "db.json", settings)
 
     def _write(self, each: SettingSet, name: str, settings: dict[str, str]) -> None:
         if files.write_settings(self._directory / each.name / name, settings):
@@ -254,7 +290,11 @@ class Keeper:
             }
             self._renew_lease_at = dict.fromkeys(self._databases, 0.0)
             for path in sorted(self._databases):
-                self._renew_database(path)
+                try:
+                    self._renew_database(path)
+                except PathError:
+                    # Missing from now on, so that it counts as refused with what the start cannot obtain.
+                    del self._databases[path], self._renew_lease_at[path]
         except TokenLostError:
             return False
         except TypeError:
@@ -322,6 +362,11 @@ def value_of(setting: KvSetting, secret: dict[str, Any]) -> str:
             f"the key {setting.key!r} of {setting.place} (for {setting.name}) is not a string; write it as one"
         )
     return value
+
+
+def _raise_first(refusals: list[PathError]) -> None:
+    if refusals:
+        raise refusals[0]
 
 
 def _renew_at(ttl: float) -> float:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -31,27 +31,20 @@ REFUSES = (
 )
 
 
-def serving() -> set[tuple[str, str, int]]:
-    """Host, release and process of the workers that answer now."""
-    found = set()
-    for _ in range(16):
-        answer = json.loads(ask("/version"))
-        found.add((answer["host"], answer["release"], answer["pid"]))
-    return found
-
-
-def masters(host: Host) -> str:
+def serving(host: Host) -> tuple[set[tuple[str, str]], str]:
+    """What answers through the load balancer, and the master process and release of one host."""
+    answers = [json.loads(ask("/version")) for _ in range(8)]
     with host.sudo():
-        return str(host.check_output("cat /run/forge/gunicorn/gunicorn.pid; readlink /srv/forge/current"))
+        here = host.check_output("cat /run/forge/gunicorn/gunicorn.pid; readlink /srv/forge/current")
+    return {(answer["host"], answer["release"]) for answer in answers}, here
 
 
-def refusal(*arguments: str, **variables: Any) -> str:
-    """The one message with which the deploy of app1 ends."""
-    run = play("deploy.yml", "--limit", "app1", "--extra-vars", json.dumps(variables), *arguments)
-    assert run.returncode != 0, run.stdout
-    failures = re.findall(r"^fatal: .*?FAILED! => (\{.*?^\}|\{.*?\})$", run.stdout, re.M | re.S)
-    assert len(failures) == 1, run.stdout
-    assert "Traceback" not in run.stdout + run.stderr
+def refusal(target: str, variables: dict[str, Any]) -> str:
+    """The one message with which the deploy to one host ends; all its output where there is not exactly one."""
+    run = play("deploy.yml", "--limit", target, "--extra-vars", json.dumps(variables))
+    failures = re.findall(r"^fatal: .*?FAILED! => (\{.*\})$", run.stdout, re.M)
+    if run.returncode == 0 or len(failures) != 1 or "Traceback" in run.stdout + run.stderr:
+        return run.stdout + run.stderr
     return str(json.loads(failures[0])["msg"])
 
 
@@ -106,16 +99,46 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def too_new(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The application as it would be if it needed a newer Python than Debian 12 has."""
+    source = tmp_path_factory.mktemp("source") / "app"
+    shutil.copytree(ROOT / "app", source, ignore=shutil.ignore_patterns("__pycache__"))
+    project = (source / "pyproject.toml").read_text()
+    (source / "pyproject.toml").write_text(project.replace('requires-python = ">=3.11"', 'requires-python = ">=3.12"'))
+    return {"asgi_app_source": str(source)}
+
+
+@pytest.fixture(scope="module")
+def before(host: Host) -> Any:
+    return serving(host)
+
+
+@pytest.fixture(scope="module")
+def messages(before: Any, too_new: dict[str, str]) -> dict[str, str]:
+    """Every bad input tried, on two hosts side by side."""
+    inputs = {name: variables for name, (variables, _) in CASES.items()}
+    names = list(inputs)
+    half = len(names) // 2
+    on = {"app1": {"old Python": too_new, **{name: inputs[name] for name in names[:half]}}}
+    on["app2"] = {"misspelled variable": {"asgi_app_wokers": 3}, **{name: inputs[name] for name in names[half:]}}
+
+    def attempt(target: str) -> dict[str, str]:
+        return {name: refusal(target, variables) for name, variables in on[target].items()}
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(attempt, on)
+    return {**first, **second}
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_refused_by_name_and_changes_nothing_that_serves(host: Host, name: str) -> None:
-    variables, message = CASES[name]
-    before = masters(host), serving()
-    assert refusal(**variables) == message
-    assert (masters(host), serving()) == before
+def test_bad_input_is_refused_with_cause_and_cure(messages: dict[str, str], name: str) -> None:
+    assert messages[name] == CASES[name][1]
+    assert "too-short-canary" not in messages[name]
 
 
-def test_misspelled_role_variables_are_refused_with_the_known_ones() -> None:
-    message = refusal(asgi_app_wokers=3)
+def test_misspelled_role_variables_are_refused_with_the_known_ones(messages: dict[str, str]) -> None:
+    message = messages["misspelled variable"]
     assert message.startswith(
         "Unknown variable(s) asgi_app_wokers. Known variables of role asgi_app: asgi_app_environment,"
     )
@@ -123,27 +146,29 @@ def test_misspelled_role_variables_are_refused_with_the_known_ones() -> None:
     assert "asgi_app_workers" in message
 
 
-def test_a_python_older_than_the_application_needs_is_refused(tmp_path: Path, host: Host) -> None:
-    before = masters(host)
-    source = tmp_path / "app"
-    shutil.copytree(ROOT / "app", source, ignore=shutil.ignore_patterns("__pycache__"))
-    project = (source / "pyproject.toml").read_text()
-    (source / "pyproject.toml").write_text(project.replace('requires-python = ">=3.11"', 'requires-python = ">=3.12"'))
+def test_a_python_older_than_the_application_needs_is_refused(messages: dict[str, str], host: Host) -> None:
     python = host.check_output("/usr/bin/python3 -c 'import platform; print(platform.python_version())'")
-    assert refusal(asgi_app_source=str(source)) == (
+    assert messages["old Python"] == (
         f"Python {python} of this host does not satisfy the source's requires-python >=3.12; install a fitting Python "
         "and name it in the role's python variable, or deploy a version that supports 3.11"
     )
-    assert masters(host) == before
 
 
-def test_after_all_refusals_a_restart_still_brings_up_the_old_release(host: Host) -> None:
-    before = {(name, release) for name, release, _ in serving()}
+def test_nothing_that_serves_has_changed(messages: dict[str, str], before: Any, host: Host) -> None:
+    assert messages
+    assert serving(host) == before
+
+
+def test_a_restart_still_brings_up_what_served(messages: dict[str, str], before: Any, host: Host) -> None:
+    """Refused settings wait nowhere for the next start of a worker, the service or the agent."""
     with host.sudo():
         host.check_output("systemctl restart bareforge-agent.service forge.service")
     deadline = time.monotonic() + 30
-    while {(name, release) for name, release, _ in serving()} != before:
+    while serving(host)[0] != before[0]:
         assert time.monotonic() < deadline
         time.sleep(1)
+
+
+def test_the_next_good_deploy_converges(messages: dict[str, str]) -> None:
     run = play("deploy.yml")
     assert run.returncode == 0, run.stdout

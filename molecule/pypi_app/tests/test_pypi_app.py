@@ -20,8 +20,8 @@ SETTINGS = {
 
 # Asks through nginx; prints {question: status or text}.
 ASK = """
-import base64, json, ssl, urllib.error, urllib.request
-with open("/run/bareforge-agent/kv.json") as file:
+import base64, glob, json, ssl, urllib.error, urllib.request
+with open(*glob.glob("/run/bareforge-agent/*/kv.json")) as file:
     secrets = json.load(file)
 trust = ssl.create_default_context(cafile="/etc/ssl/lab/ca.pem")
 def ask(path, authorization=None, body=None):
@@ -61,7 +61,7 @@ SEARCH = """
 import glob, json, os, pwd, subprocess, urllib.parse
 secrets = {}
 for name in ("kv.json", "db.json"):
-    with open("/run/bareforge-agent/" + name) as file:
+    with open(*glob.glob("/run/bareforge-agent/*/" + name)) as file:
         secrets.update(json.load(file))
 values = {(name, value) for name, value in secrets.items()}
 values.add(("DATABASE_URL", urllib.parse.urlsplit(secrets["DATABASE_URL"]).password))
