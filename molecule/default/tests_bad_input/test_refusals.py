@@ -39,6 +39,14 @@ def serving(host: Host) -> tuple[set[tuple[str, str]], str]:
     return {(answer["host"], answer["release"]) for answer in answers}, here
 
 
+def serves_again(host: Host, before: Any) -> None:
+    """Return once both hosts answer with the releases they had before; the load balancer needs a moment to see it."""
+    deadline = time.monotonic() + 30
+    while serving(host)[0] != before[0]:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
 def refusal(target: str, variables: dict[str, Any]) -> str:
     """The one message with which the deploy to one host ends; all its output where there is not exactly one."""
     run = play("deploy.yml", "--limit", target, "--extra-vars", json.dumps(variables))
@@ -163,10 +171,23 @@ def test_a_restart_still_brings_up_what_served(messages: dict[str, str], before:
     """Refused settings wait nowhere for the next start of a worker, the service or the agent."""
     with host.sudo():
         host.check_output("systemctl restart bareforge-agent.service forge.service")
-    deadline = time.monotonic() + 30
-    while serving(host)[0] != before[0]:
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    serves_again(host, before)
+
+
+def test_a_release_that_fails_only_for_real_is_taken_back(before: Any, host: Host) -> None:
+    """The hook runs in the real master alone: every check before the switch passes."""
+    hook = "def on_starting(server):\n    raise RuntimeError('fails for real')"
+    run = play("deploy.yml", "--limit", "app1", "--extra-vars", json.dumps({"asgi_app_gunicorn_extra": hook}))
+    assert run.returncode != 0
+    message = json.loads(re.findall(r"^fatal: .*?FAILED! => (\{.*\})$", run.stdout, re.M)[-1])["msg"]
+    release = next(release for name, release in before[0] if name == "app1")
+    assert message.startswith(
+        f"Release {release} did not become ready on app1; the release before it serves again. Last lines of its journal: "
+    )
+    assert "RuntimeError: fails for real" in message
+    serves_again(host, before)
+    with host.sudo():
+        assert "fails for real" not in host.file("/etc/forge/gunicorn.conf.py").content_string
 
 
 def test_the_next_good_deploy_converges(messages: dict[str, str]) -> None:
