@@ -182,7 +182,8 @@ def test_a_release_that_fails_only_for_real_is_taken_back(before: Any, host: Hos
     message = json.loads(re.findall(r"^fatal: .*?FAILED! => (\{.*\})$", run.stdout, re.M)[-1])["msg"]
     release = next(release for name, release in before[0] if name == "app1")
     assert message.startswith(
-        f"Release {release} did not become ready on app1; the release before it serves again. Last lines of its journal: "
+        f"Release {release} did not become ready on app1; the release before it serves again. "
+        "Last lines of its journal: "
     )
     assert "RuntimeError: fails for real" in message
     serves_again(host, before)
