@@ -33,6 +33,11 @@ if [ "${LAB_ENGINE##*/}" = podman ] && [ -z "${CONTAINERS_CONF:-}" ]; then
     fi
 fi
 
+if ! "$LAB_ENGINE" info >/dev/null 2>&1; then
+    echo "lab: $LAB_ENGINE does not work for this user; see: $LAB_ENGINE info (LAB_ENGINE=podman or docker chooses)" >&2
+    exit 1
+fi
+
 limit=/proc/sys/fs/inotify/max_user_instances # each systemd holds a few; the default of 128 is soon used up
 if [ "$(cat $limit)" -lt 512 ]; then
     echo 512 | $lab_sudo tee $limit >/dev/null || echo "lab: $limit could not be raised to 512; many hosts at once may fail" >&2

@@ -50,7 +50,7 @@ def main(address: str, state: Path) -> None:
         print("initialised")
     if client.sys.is_sealed():
         if not key.exists():
-            raise SystemExit(f"{key} is gone, nobody can unseal this lab; remove it with: scripts/demo down")
+            raise SystemExit(f"{key} is gone, nobody can unseal this Vault; in the lab: scripts/demo down")
         client.sys.submit_unseal_key(key.read_text())
         print("unsealed")
     deadline = time.monotonic() + 60

@@ -74,7 +74,7 @@ class ActionModule(ActionBase):
         if not self._is_pipelining_enabled("new"):
             raise AnsibleActionFail(
                 "pipelining is off, so the host's disk would see the wrapping token; "
-                "set pipelining = True under [ssh_connection] in ansible.cfg"
+                "set pipelining = True under [connection] in ansible.cfg"
             )
         creation_path = f"auth/{given['approle_mount']}/role/{given['role']}/secret-id"
         try:

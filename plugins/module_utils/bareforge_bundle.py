@@ -199,8 +199,11 @@ def split_git(source: str) -> tuple[str, str, str]:
 def _git(source: str, cache: Path) -> Source:
     url, reference, subdirectory = split_git(source)
     clone = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    # a token in the URL must not reach the output, neither through us nor through what git says
-    credentials = re.compile(r"(?<=://)[^/@\s]+@")
+    if re.search(r"://[^/@]*:[^/@]*@", url):
+        raise BundleError(
+            "the git source carries a password in its URL, which would show in process lists and logs; "
+            "use SSH or a git credential helper on the controller"
+        )
     with _locked(cache):
         try:
             if not (clone / ".git").exists():
@@ -212,12 +215,12 @@ def _git(source: str, cache: Path) -> Source:
             _run([*git, "clean", "-qfdx"])
             revision = _run([*git, "rev-parse", "HEAD"]).strip()
         except BundleError as error:
-            said = f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access"
-            raise BundleError(credentials.sub("", said)) from None
+            raise BundleError(
+                f"cannot fetch {reference!r} from {url}: {error}; check the URL, the ref and your access"
+            ) from None
         tree = clone / subdirectory
         if not tree.is_dir():
-            said = f"{url} at {reference} has no directory {subdirectory!r}; correct #subdirectory="
-            raise BundleError(credentials.sub("", said))
+            raise BundleError(f"{url} at {reference} has no directory {subdirectory!r}; correct #subdirectory=")
         return _directory(tree, revision)
 
 

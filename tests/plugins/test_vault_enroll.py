@@ -266,7 +266,7 @@ def test_refusals(host: Host) -> None:
     piped["ANSIBLE_PIPELINING"] = "0"
     assert host.enroll(approle_mount="hosts").result()["msg"] == (
         "pipelining is off, so the host's disk would see the wrapping token; "
-        "set pipelining = True under [ssh_connection] in ansible.cfg"
+        "set pipelining = True under [connection] in ansible.cfg"
     )
 
 

@@ -129,7 +129,11 @@ def messages(before: Any, too_new: dict[str, str]) -> dict[str, str]:
     names = list(inputs)
     half = len(names) // 2
     on = {"app1": {"old Python": too_new, **{name: inputs[name] for name in names[:half]}}}
-    on["app2"] = {"misspelled variable": {"asgi_app_wokers": 3}, **{name: inputs[name] for name in names[half:]}}
+    on["app2"] = {
+        "misspelled variable": {"asgi_app_wokers": 3},
+        "broken site": {"nginx_site_extra": "no_such_directive on;"},
+        **{name: inputs[name] for name in names[half:]},
+    }
 
     def attempt(target: str) -> dict[str, str]:
         return {name: refusal(target, variables) for name, variables in on[target].items()}
@@ -152,6 +156,15 @@ def test_misspelled_role_variables_are_refused_with_the_known_ones(messages: dic
     )
     assert message.endswith("; see roles/asgi_app/README.md")
     assert "asgi_app_workers" in message
+
+
+def test_a_site_that_nginx_refuses_is_named_before_anything_switches(messages: dict[str, str]) -> None:
+    message = messages["broken site"]
+    assert message.startswith("nginx refuses the site forge: ")
+    assert 'unknown directive "no_such_directive"' in message
+    assert message.endswith(
+        "; correct the certificate paths, nginx_site_extra or nginx_site_template; no site was changed"
+    )
 
 
 def test_a_python_older_than_the_application_needs_is_refused(messages: dict[str, str], host: Host) -> None:
