@@ -374,7 +374,8 @@ def _build_wheel(source: Source, out: Path) -> None:
         try:
             _run(
                 [_uv(), "build", "--quiet", "--wheel", "--out-dir", str(out), scratch],
-                env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH},
+                # a Python that fits has to be here: fetching one from somewhere is not for a deploy to do
+                env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "UV_PYTHON_DOWNLOADS": "never"},
             )
         except BundleError as error:
             raise BundleError(

@@ -223,6 +223,20 @@ def test_a_hash_that_no_wheel_has_is_refused(project: Path, cache: Path) -> None
     assert not list(cache.glob("layer-*.tar"))
 
 
+def test_a_wheel_is_shipped_as_it_is(project: Path, tmp_path: Path, cache: Path) -> None:
+    built = make_plan(str(project), "requirements.lock", [], TARGET, cache, server=True)
+    with tarfile.open(build_release(built, cache)) as tar:
+        content = tar.extractfile("wheels/shop-1.2-py3-none-any.whl").read()  # type: ignore[union-attr]
+    wheel = tmp_path / "shop-1.2-py3-none-any.whl"
+    wheel.write_bytes(content)
+    plan = make_plan(str(wheel), str(project / "requirements.lock"), [], TARGET, cache, server=True)
+    assert plan.source.requires_python == ">=3.11"
+    assert plan.release_id.startswith("1.2-")
+    with tarfile.open(build_release(plan, cache)) as tar:
+        assert tar.extractfile("wheels/shop-1.2-py3-none-any.whl").read() == content  # type: ignore[union-attr]
+        assert [name for name in tar.getnames() if name.startswith("app/")] == []
+
+
 def test_the_same_source_builds_the_same_bytes(project: Path, tmp_path: Path) -> None:
     archives = []
     for name in ("one", "two"):
