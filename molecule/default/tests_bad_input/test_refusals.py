@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -204,6 +205,21 @@ def test_a_release_that_fails_only_for_real_is_taken_back(before: Any, host: Hos
         assert "fails for real" not in host.file("/etc/forge/gunicorn.conf.py").content_string
 
 
-def test_the_next_good_deploy_converges(messages: dict[str, str]) -> None:
-    run = play("deploy.yml")
+def test_the_next_good_deploy_converges_and_shows_no_secret_at_any_verbosity(
+    messages: dict[str, str], host: Host
+) -> None:
+    """With a new identity for every host, so that the wrapped secret_id travels too."""
+    run = play("deploy.yml", "-vvv", "--diff", "--extra-vars", json.dumps({"vault_agent_enroll": True}))
     assert run.returncode == 0, run.stdout
+    with host.sudo():
+        files = host.check_output("find /run/bareforge-agent -name kv.json -o -name db.json").split()
+        secrets = [value for path in files for value in json.loads(host.file(path).content_string).values()]
+        secrets.append(host.file("/run/bareforge-agent/token").content_string.strip())
+    secrets += [urlsplit(value).password for value in secrets if "://" in value]
+    assert len(secrets) >= 4
+    shown = run.stdout + run.stderr
+    assert [secret[:2] for secret in secrets if secret in shown] == []
+    # OpenBao's tokens, the wrapping ones among them
+    token = re.compile(r"\bs\.[A-Za-z0-9]{24}\b")
+    assert any(token.search(secret) for secret in secrets)
+    assert not token.search(shown)
