@@ -116,13 +116,17 @@ class Server:
     def frozen(self):
         """Hang: connections stay open and nothing answers."""
         processes = self.processes()
-        for pid in processes:
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(processes, signal.SIGSTOP)
         try:
             yield
         finally:
-            for pid in processes:
-                os.kill(pid, signal.SIGCONT)
+            self._signal(processes, signal.SIGCONT)
+
+    def _signal(self, processes, kind):
+        for pid in processes:
+            # a background worker of the server may end at any moment
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, kind)
 
     def url(self, database: str, scheme: str = "postgresql") -> str:
         return f"{scheme}://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
