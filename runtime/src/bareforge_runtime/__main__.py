@@ -1,4 +1,4 @@
-"""`python -m bareforge_runtime check | run | wait`; see `--help` of each."""
+"""`python -m bareforge_runtime check | run | wait | schema`; see `--help` of each."""
 
 import argparse
 import os
@@ -10,6 +10,10 @@ from pathlib import Path
 from bareforge_runtime import secrets
 from bareforge_runtime.ending import end
 from bareforge_runtime.redact import RedactingStream, Redactor
+
+SOAK_HELP = (
+    "then run gunicorn on a private socket: it must become ready and stay so for as long; needs --gunicorn-config"
+)
 
 
 def main() -> None:
@@ -26,8 +30,10 @@ def main() -> None:
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> None:
-    from bareforge_runtime import candidate
+    from bareforge_runtime import candidate, trial
 
+    # before the secrets are in it: a started process shows its environment
+    environment = dict(os.environ)
     try:
         good = candidate.check(
             candidate.Candidate(
@@ -43,6 +49,23 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> None:
         )
     except candidate.CheckError as error:
         _end(str(error), redact)
+    if arguments.soak and not arguments.imports_only:
+        tried = trial.Trial(
+            app=arguments.app,
+            gunicorn_config=arguments.gunicorn_config,
+            ready_path=arguments.ready_path,
+            host=arguments.host,
+            timeout=arguments.timeout,
+            soak=arguments.soak,
+            environment=environment,
+            chdir=arguments.chdir,
+        )
+        try:
+            trial.carry_out(tried)
+        except trial.TrialError as error:
+            sys.stderr.write(f"{error.log}\n")
+            _end(str(error), redact)
+        good += f" and stayed so for {arguments.soak:g} s"
     print(f"ok: {good}")
     sys.stdout.flush()
     # Threads of the application may keep the process alive for ever.
@@ -75,6 +98,19 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> None:
 
         traceback.print_exc()
         _end(f"{module} failed: {one_line(error)}; {again}", redact)
+
+
+def _schema(arguments: argparse.Namespace, redact: Redactor) -> None:
+    from bareforge_runtime import schema
+
+    try:
+        if arguments.older is None:
+            print(schema.head())
+            return
+        redact.add(secrets.load_into_environment().values())
+        print(schema.blocks(arguments.older))
+    except schema.SchemaError as error:
+        _end(str(error), redact)
 
 
 def _wait(arguments: argparse.Namespace, redact: Redactor) -> None:
@@ -118,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--ready-path", default="/ready", metavar="PATH")
     check.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
     check.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for everything; default 30")
+
+    check.add_argument("--soak", type=float, default=0, metavar="SECONDS", help=SOAK_HELP)
+
+    schema = commands.add_parser("schema", help="the database revision that this release expects")
+    schema.set_defaults(command=_schema)
+    schema.add_argument(
+        "--older", metavar="HEAD", help="instead: the revision that code with this head cannot live with"
+    )
 
     run = commands.add_parser("run", help="run a module, as python -m does, with the secrets in its environment")
     run.set_defaults(command=_run)

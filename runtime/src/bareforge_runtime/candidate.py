@@ -21,6 +21,7 @@ from typing import Any
 from gunicorn.app.wsgiapp import WSGIApplication
 
 from bareforge_runtime import loading, secrets
+from bareforge_runtime.asking import get
 from bareforge_runtime.ending import end
 from bareforge_runtime.logs import Application, Message
 from bareforge_runtime.redact import Redactor
@@ -149,7 +150,7 @@ async def _start_and_ask(application: Application, candidate: Candidate, redact:
     lifespan = _Lifespan(application, state)
     await lifespan.startup()
     try:
-        status, body = await _get(application, candidate, state)
+        status, body = await get(application, candidate.ready_path, candidate.host, state)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         raise CheckError(
@@ -223,46 +224,6 @@ class _Lifespan:
             self._error = error
         finally:
             self._sent.put_nowait(None)
-
-
-async def _get(application: Application, candidate: Candidate, state: dict[str, Any]) -> tuple[int, bytes]:
-    """Return status and body of a GET of the ready path; status 0 if the application began no response."""
-    status, body = 0, b""
-    path, _, query = candidate.ready_path.partition("?")
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(b"host", candidate.host.encode())],
-        "client": None,
-        "server": None,
-        "state": state.copy(),
-    }
-    never = asyncio.Event()
-    received = False
-
-    async def receive() -> Message:
-        nonlocal received
-        if received:
-            await never.wait()
-        received = True
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        nonlocal status, body
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        elif message["type"] == "http.response.body":
-            body += message.get("body", b"")
-
-    await application(scope, receive, send)
-    return status, body
 
 
 def _where_it_waits() -> str:

@@ -50,7 +50,7 @@ def wait(gate: Gate) -> None:
 
 def _ask(gate: Gate, deadline: float) -> str:
     """Return status and reason of one answer, waiting for it as long as there is hope."""
-    with contextlib.closing(_UnixConnection(gate)) as connection:
+    with contextlib.closing(UnixConnection(gate.socket, gate.host)) as connection:
         connection.request("GET", gate.path)
         # With socket activation the connection is accepted long before there is anybody to answer it.
         while not select.select([connection.sock], [], [], INTERVAL)[0]:
@@ -85,12 +85,15 @@ def _alive(pid: int) -> bool:
     return False
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, gate: Gate) -> None:
-        super().__init__(gate.host, timeout=5)
-        self._path = gate.socket
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the unix socket at `path`; `timeout` in seconds for each step."""
+
+    def __init__(self, path: Path, host: str, timeout: float = 5) -> None:
+        super().__init__(host, timeout=timeout)
+        self._path = path
 
     def connect(self) -> None:
+        """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gunicorn.arbiter import Arbiter
@@ -24,8 +25,9 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from bareforge_runtime import loading, release, secrets
+from bareforge_runtime import headers, loading, markers, release, secrets
 from bareforge_runtime.logs import AccessLog
+from bareforge_runtime.markers import Marker
 from bareforge_runtime.redact import RedactingFormatter, Redactor
 
 # Seconds of gunicorn's graceful_timeout that are kept for the application's own shutdown, after the last
@@ -40,16 +42,36 @@ class DrainingServer(Server):
     watchdog (setting `timeout`) does not take a worker that finishes a long request for one that hangs.
     """
 
-    def __init__(self, config: Config, drain_seconds: float, graceful_timeout: float, beat: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        drain_seconds: float,
+        graceful_timeout: float,
+        beat: Callable[[], None],
+        marker: Marker | None = None,
+    ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._graceful_timeout = graceful_timeout
         self._beat = beat
+        self._marker = marker
+        self._marking: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, then find out beside the first requests whether the application is ready."""
+        await super().startup(sockets)
+        if self._marker is not None and not self.should_exit:
+            self._marking = asyncio.create_task(self._marker.watch(self.lifespan.state))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then shut down as uvicorn does."""
         beating = asyncio.create_task(self._keep_beating())
+        if self._marking is not None:
+            self._marking.cancel()
         try:
+            if self._marker is not None:
+                await self._marker.await_successors(self._graceful_timeout / 2)
+                self._marker.remove()
             for server in self.servers:
                 server.close()
             for listener in sockets or []:
@@ -87,6 +109,7 @@ class Worker(UvicornWorker):
         """
         try:
             self._set_drain(_drain_seconds(self.drain_seconds))
+            header = headers.header_name()
             loaded = secrets.load_into_environment()
         except (secrets.SecretsError, ValueError) as error:
             self.log.error("bareforge-runtime: %s", error)
@@ -102,8 +125,16 @@ class Worker(UvicornWorker):
             self.log.exception("Exception while loading the application")
             self.log.error("bareforge-runtime: %s", loading.explain(error, self.app.app_uri))
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        # what the worker asks itself shows in no access line
+        self._marker = self._make_marker()
+        if header:
+            self.wsgi = headers.ReleaseHeader(self.wsgi, header, release.current().id)
         if self.log.access_log_enabled:
             self.wsgi = AccessLog(self.wsgi, self.log.access_log, release.current().id)
+
+    def _make_marker(self) -> Marker | None:
+        directory = os.environ.get(markers.DIRECTORY_VARIABLE)
+        return Marker(Path(directory), self.wsgi, release.current().id) if directory else None
 
     def _set_drain(self, seconds: float) -> None:
         self._drain = seconds
@@ -112,7 +143,7 @@ class Worker(UvicornWorker):
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = DrainingServer(self.config, self._drain, self.cfg.graceful_timeout, beat=self.notify)
+        server = DrainingServer(self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._marker)
 
         def stop() -> None:
             server.should_exit = True
