@@ -197,10 +197,11 @@ def link_environment(base: Path, venv: Path) -> None:
 
 
 def prune(root: Path, keep: int, wanted: str) -> list[str]:
-    """Remove the oldest releases beyond keep and the layers that none uses; never the current or the wanted one."""
-    current = (root / "current").resolve().name if (root / "current").exists() else ""
+    """Remove the oldest releases beyond keep and unused layers; never the current, the previous or the wanted one."""
+    links = [root / "current", root / "previous"]
+    protected_names = {wanted, *(link.resolve().name for link in links if link.exists())}
     releases = complete(root / "releases", "release.json")
-    candidates = [item for item in releases if item.name not in (current, wanted)]
+    candidates = [item for item in releases if item.name not in protected_names]
     protected = len(releases) - len(candidates)
     removed = candidates[: max(0, len(candidates) - max(0, keep - protected))]
     for item in removed:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.template import trust_as_template
 
+from plugins.modules.bareforge import Paths, sandbox
 from tests.templates.render import ROOT, render, templar
 
 GIVEN: dict[str, Any] = {
@@ -18,7 +20,6 @@ GIVEN: dict[str, Any] = {
     "asgi_app_module": "shop.main:create_app()",
     "asgi_app_source": "/src/shop",
     "asgi_app_required_units": ["bareforge-agent.service"],
-    "__asgi_app_release": {"id": "1.0-abc"},
 }
 SITE: dict[str, Any] = {
     "nginx_site_name": "shop",
@@ -123,7 +124,7 @@ def test_nginx_waits_longer_than_the_application() -> None:
 def test_the_unit_follows_current_and_never_one_release() -> None:
     service = unit()
     assert service["ExecStart"] == [
-        "/srv/shop/current/venv/bin/python /srv/shop/current/venv/bin/gunicorn -c /etc/shop/gunicorn.conf.py"
+        "/srv/shop/current/venv/bin/python /srv/shop/current/venv/bin/gunicorn -c /etc/shop/active/gunicorn.conf.py"
     ]
     assert "releases" not in str(service)
     assert service["PIDFile"] == ["/run/shop/gunicorn/gunicorn.pid"]
@@ -132,26 +133,37 @@ def test_the_unit_follows_current_and_never_one_release() -> None:
 
 def test_the_unit_names_no_secret_and_no_setting() -> None:
     assert "Environment" not in unit()
-    assert unit()["EnvironmentFile"] == ["/etc/shop/environment"]
+    assert unit()["EnvironmentFile"] == ["/etc/shop/active/environment"]
 
 
 def test_the_candidate_runs_in_the_sandbox_of_the_service() -> None:
     service = unit()
-    command = templar("asgi_app", **GIVEN).evaluate_expression(
-        __import__("ansible").template.trust_as_template("__asgi_app_run")
-    )
-    properties = {item.removeprefix("--property=").split("=")[0] for item in command if item.startswith("--property=")}
+    text = render(ROOT / "templates/asgi-app.service.j2", "asgi_app", **GIVEN)
+    properties = {item.removeprefix("--property=").split("=")[0] for item in sandbox(text)}
     assert {"User", "Group", "ProtectSystem", "SystemCallFilter", "PrivateTmp", "StateDirectory"} <= properties
     # what is about running the service must not leak into a transient unit
-    assert not properties & {"Type", "ExecStart", "ExecStartPost", "Restart", "PIDFile", "RuntimeDirectory", "KillMode"}
-    assert "--property=EnvironmentFile=/etc/shop/staged/environment" in command
     left_out = set(service) - properties
     about_running = (
         "Description Requires After Wants StartLimitIntervalSec Type NotifyAccess PIDFile EnvironmentFile ExecStart "
         "ExecStartPost ExecReload KillMode TimeoutStartSec TimeoutStopSec Restart RestartSec RuntimeDirectory "
         "RuntimeDirectoryPreserve WantedBy"
     )
-    assert left_out <= set(about_running.split())
+    assert left_out == set(about_running.split())
+
+
+def test_a_reload_is_a_hand_over_by_the_engine() -> None:
+    assert unit()["ExecReload"] == ["/usr/bin/python3 -I /usr/local/lib/bareforge/bareforge.py handover shop"]
+
+
+def test_role_and_engine_agree_on_every_path() -> None:
+    paths = Paths("shop")
+    assert unit()["PIDFile"] == [str(paths.runtime / "gunicorn.pid")]
+    assert unit()["EnvironmentFile"] == [str(paths.active / "environment")]
+    assert unit()["ExecStart"][0].startswith(str(paths.current / "venv/bin/python"))
+    environment = render(ROOT / "roles/asgi_app/templates/environment.j2", "asgi_app", **GIVEN)
+    assert f'BAREFORGE_MARKERS="{paths.runtime}/workers"' in environment
+    files = templar("asgi_app", **GIVEN).evaluate_expression(trust_as_template("__asgi_app_files"))
+    assert set(files) == set(paths.files())
 
 
 @pytest.mark.parametrize(
