@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 INVENTORY = STATE / "inventory"
-URL = "https://localhost:8453"
+URL = f"https://localhost:{os.environ.get('LAB_HTTPS_PORT', '8453')}"
 TRUST = ssl.create_default_context(cafile=str(STATE / "ca.pem"))
 ENVIRONMENT = {
     **os.environ,
     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
     "LAB_STATE": str(STATE),
-    "VAULT_ADDR": "https://127.0.0.1:18210",
+    "VAULT_ADDR": f"https://127.0.0.1:{os.environ.get('LAB_VAULT_PORT', '18210')}",
     "VAULT_CACERT": str(STATE / "ca.pem"),
     "VAULT_TOKEN_FILE": str(STATE / "vault-token"),
     # the output is compared: no colours, no folding

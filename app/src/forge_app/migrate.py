@@ -6,8 +6,9 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -28,6 +29,8 @@ LOCK_TIMEOUT: Final = 60
 TABLE_LOCK_TIMEOUT: Final = 5
 """Seconds a statement may wait for a table; meanwhile every later query on it waits behind the statement."""
 
+T = TypeVar("T")
+
 
 class MigrationError(Exception):
     """The database was not migrated. The message is one line and holds no credentials."""
@@ -45,11 +48,40 @@ async def migrate(settings: Settings) -> str:
 
     Raises DatabaseStartError (unreachable, or of another environment) and MigrationError.
     """
+    return await _with_database(settings, _upgrade)
+
+
+def blocks(older_head: str) -> str:
+    """Return "" if code that expects `older_head` can run on the present database, else the revision that blocks it.
+
+    That is the oldest one that the database has, that such code does not know, and that says `breaks_older = True`.
+    Where this release does not know both revisions it cannot judge: then it is the database's own revision (`base`
+    if it has none). Takes the settings of the environment. Raises SettingsError and DatabaseStartError.
+    """
+    present = asyncio.run(_with_database(Settings.load(), _revision))
+    if present == older_head:
+        return ""
+    scripts = ScriptDirectory.from_config(_config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    if older_head not in known or present not in {*known, None}:
+        return present or "base"
+    expected = {script.revision for script in scripts.iterate_revisions(older_head, "base")}
+    breaking = [
+        script.revision
+        for script in scripts.iterate_revisions(present or "base", "base")
+        if script.revision not in expected and getattr(script.module, "breaks_older", False)
+    ]
+    # they come newest first
+    return breaking[-1] if breaking else ""
+
+
+async def _with_database(settings: Settings, ask: Callable[[Connection], T]) -> T:
+    """Prove the database, then call `ask` with a connection to it. Raises DatabaseStartError and what `ask` raises."""
     engine = create_engine(settings)
     try:
         await prove(engine, settings)
         async with engine.connect() as connection:
-            return await connection.run_sync(_upgrade)
+            return await connection.run_sync(ask)
     finally:
         await engine.dispose()
 

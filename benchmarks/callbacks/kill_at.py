@@ -1,0 +1,54 @@
+"""Ends ansible-playbook with SIGKILL at one task boundary, as a dying controller would; counts boundaries otherwise.
+
+BAREFORGE_KILL_AT: number of the task start, from 1, at which to die; 0 or unset: never.
+BAREFORGE_KILL_AFTER: seconds to wait first, so that the task is under way on the hosts.
+BAREFORGE_TASKS: file that gets one line "NUMBER TASK" for each task start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = r"""
+name: kill_at
+type: notification
+short_description: Die at a task boundary
+description: For tests of what a dead controller leaves behind.
+"""
+
+
+class CallbackModule(CallbackBase):
+    """Counts the starts of tasks and ends the run at one of them."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "kill_at"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:  # noqa: ARG002
+        """Count one boundary, and die there if it is the one."""
+        self._count += 1
+        if file := os.environ.get("BAREFORGE_TASKS"):
+            with Path(file).open("a") as handle:
+                handle.write(f"{self._count} {task.get_name()}\n")
+        if self._count == int(os.environ.get("BAREFORGE_KILL_AT") or 0):
+            delay = float(os.environ.get("BAREFORGE_KILL_AFTER") or 0)
+            if delay:
+                threading.Timer(delay, self._die).start()
+            else:
+                self._die()
+
+    @staticmethod
+    def _die() -> None:
+        # the whole group: workers and SSH clients of a controller that loses power end with it
+        os.killpg(os.getpgrp(), signal.SIGKILL)
