@@ -1,4 +1,4 @@
-"""`python -m bareforge_runtime check | run | wait | schema`; see `--help` of each."""
+"""`python -m bareforge_runtime check | trial | run | wait | schema`; see `--help` of each."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> None:
-    from bareforge_runtime import candidate, trial
+    from bareforge_runtime import candidate
 
     # before the secrets are in it: a started process shows its environment
     environment = dict(os.environ)
@@ -49,27 +49,37 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> None:
         )
     except candidate.CheckError as error:
         _end(str(error), redact)
-    if arguments.soak and not arguments.imports_only:
-        tried = trial.Trial(
-            app=arguments.app,
-            gunicorn_config=arguments.gunicorn_config,
-            ready_path=arguments.ready_path,
-            host=arguments.host,
-            timeout=arguments.timeout,
-            soak=arguments.soak,
-            environment=environment,
-            chdir=arguments.chdir,
-        )
-        try:
-            trial.carry_out(tried)
-        except trial.TrialError as error:
-            sys.stderr.write(f"{error.log}\n")
-            _end(str(error), redact)
-        good += f" and stayed so for {arguments.soak:g} s"
     print(f"ok: {good}")
     sys.stdout.flush()
+    if arguments.soak and not arguments.imports_only:
+        # another program in place of this one: what the application has started here (threads, timers) is gone, and
+        # the secrets are not in the environment that the next one shows
+        trial = [sys.executable, "-m", "bareforge_runtime", "trial", *sys.argv[2:]]
+        os.execve(sys.executable, trial, environment)  # noqa: S606
     # Threads of the application may keep the process alive for ever.
     os._exit(0)
+
+
+def _trial(arguments: argparse.Namespace, redact: Redactor) -> None:
+    from bareforge_runtime import trial
+
+    tried = trial.Trial(
+        app=arguments.app,
+        gunicorn_config=arguments.gunicorn_config,
+        ready_path=arguments.ready_path,
+        host=arguments.host,
+        timeout=arguments.timeout,
+        soak=arguments.soak,
+        environment=dict(os.environ),
+        chdir=arguments.chdir,
+    )
+    redact.add(secrets.load_into_environment().values())
+    try:
+        trial.carry_out(tried)
+    except trial.TrialError as error:
+        sys.stderr.write(f"{error.log}\n")
+        _end(str(error), redact)
+    print(f"ok: {arguments.app} became ready on a private socket and stayed so for {arguments.soak:g} s")
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> None:
@@ -147,15 +157,19 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="would this release serve? opens no listening socket")
     check.set_defaults(command=_check)
-    check.add_argument("--app", required=True, metavar="MODULE:ATTRIBUTE[()]")
-    check.add_argument("--chdir", type=Path, metavar="DIR", help="import from here; wins over the configuration")
-    check.add_argument("--gunicorn-config", type=Path, metavar="FILE")
     check.add_argument("--imports-only", action="store_true", help="do not start it, do not ask whether it is ready")
-    check.add_argument("--ready-path", default="/ready", metavar="PATH")
-    check.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
-    check.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for everything; default 30")
-
-    check.add_argument("--soak", type=float, default=0, metavar="SECONDS", help=SOAK_HELP)
+    trial = commands.add_parser("trial", help="run gunicorn on a private socket: does it become and stay ready?")
+    trial.set_defaults(command=_trial, imports_only=False)
+    for candidate in (check, trial):
+        candidate.add_argument("--app", required=True, metavar="MODULE:ATTRIBUTE[()]")
+        candidate.add_argument(
+            "--chdir", type=Path, metavar="DIR", help="import from here; wins over the configuration"
+        )
+        candidate.add_argument("--gunicorn-config", type=Path, metavar="FILE", required=candidate is trial)
+        candidate.add_argument("--ready-path", default="/ready", metavar="PATH")
+        candidate.add_argument("--host", default="localhost", metavar="NAME", help="Host header of the request")
+        candidate.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="until ready; default 30")
+        candidate.add_argument("--soak", type=float, default=0, metavar="SECONDS", help=SOAK_HELP)
 
     schema = commands.add_parser("schema", help="the database revision that this release expects")
     schema.set_defaults(command=_schema)

@@ -192,7 +192,7 @@ class _Started:
         own = [line for line in lines if "bareforge-runtime: " in line]
         ends = [line for line in lines if "exited with code" in line or "was sent SIG" in line]
         chosen = (own or ends or lines or ["it said nothing"])[-1]
-        return chosen.rpartition("] ")[2].removeprefix("bareforge-runtime: ").strip()
+        return chosen.rpartition("] ")[2].removeprefix("bareforge-runtime: ").strip().rstrip(".")
 
     def _refusal(self, message: str) -> TrialError:
         return TrialError(message, "\n".join(self._log().splitlines()[-SHOWN:]))
