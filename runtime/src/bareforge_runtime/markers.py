@@ -6,10 +6,12 @@ start and yet not be ready. So a worker asks itself, in its own process, and wri
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,14 @@ log = logging.getLogger("gunicorn.error")
 
 
 class Marker:
-    """The file of this worker, MASTER.WORKER.json, and what it is made from: the application's own readiness."""
+    """The file of this worker, MASTER.WORKER.json, and what it is made from: the application's own readiness.
 
-    def __init__(self, directory: Path, application: Application, release: str) -> None:
+    others: how many workers the master has beside this one.
+    """
+
+    def __init__(self, directory: Path, application: Application, release: str, others: int) -> None:
+        self._others = others
+        self._turn = -1
         self._directory = directory
         self._application = application
         self._master = os.getppid()
@@ -89,6 +96,38 @@ class Marker:
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline and os.getppid() == self._master and self._successors_on_their_way():
             await asyncio.sleep(INTERVAL)
+
+    async def await_turn(self, limit: float, told_to_stop: Callable[[], bool]) -> None:
+        """Return when every other worker of the same master is ready and none is being replaced, after limit seconds,
+        or when told to stop.
+
+        max_requests may be reached by all workers at nearly the same moment; then nobody would accept until one of
+        their replacements has booted. The turn ends with the process.
+        """
+        deadline = time.monotonic() + limit
+        with contextlib.suppress(OSError):
+            # kept open: the kernel gives it back when this process is gone
+            self._turn = os.open(
+                self._directory / f"{self._master}.turn", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644
+            )
+        while time.monotonic() < deadline and not told_to_stop():
+            if self._has_turn() and self._others_ready():
+                return
+            await asyncio.sleep(INTERVAL)
+
+    def _has_turn(self) -> bool:
+        try:
+            fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _others_ready(self) -> bool:
+        files = self._directory.glob(f"{self._master}.*.json")
+        pids = {int(file.name.split(".")[1]) for file in files} - {os.getpid()}
+        return sum(_started(pid) > 0 and self._is_ready(pid) for pid in pids) >= self._others
 
     def _successors_on_their_way(self) -> bool:
         try:

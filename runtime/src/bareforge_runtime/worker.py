@@ -70,7 +70,7 @@ class DrainingServer(Server):
             self._marking.cancel()
         try:
             if self._marker is not None:
-                await self._marker.await_successors(self._graceful_timeout / 2)
+                await self._let_others_serve(self._marker)
                 self._marker.remove()
             for server in self.servers:
                 server.close()
@@ -82,6 +82,15 @@ class DrainingServer(Server):
             await super().shutdown(sockets)
         finally:
             beating.cancel()
+
+    async def _let_others_serve(self, marker: Marker) -> None:
+        """Go on accepting while nobody else would: at most half of graceful_timeout, the rest is for the requests."""
+        limit = self._graceful_timeout / 2
+        if self.should_exit:
+            await marker.await_successors(limit)
+        else:
+            # max_requests is reached, nobody has told it to stop
+            await marker.await_turn(limit, lambda: self.should_exit)
 
     async def _keep_beating(self) -> None:
         for _ in range(math.ceil(self._graceful_timeout)):
@@ -134,7 +143,7 @@ class Worker(UvicornWorker):
 
     def _make_marker(self) -> Marker | None:
         directory = os.environ.get(markers.DIRECTORY_VARIABLE)
-        return Marker(Path(directory), self.wsgi, release.current().id) if directory else None
+        return Marker(Path(directory), self.wsgi, release.current().id, self.cfg.workers - 1) if directory else None
 
     def _set_drain(self, seconds: float) -> None:
         self._drain = seconds
