@@ -93,6 +93,7 @@ ABOUT_RUNNING = re.compile(
 )
 # What the role takes as asgi_app_name
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+WITNESSED = ("requests", "failed", "failures", "stalls", "longest_ms")  # of the witness's document, for the history
 # Alembic, Django and the reference service say so when there was something to do
 MIGRATED = re.compile(r"migrated from|Running upgrade|Applying ")
 
@@ -1215,7 +1216,8 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
         return {"changed": False, "held": held, "text": describe_lock(paths, held) if held else ""}
     refuse_locked(paths, run)
     if state == "recorded":
-        append_history(paths, {"run": run["id"], "witness": given["witness"]})
+        seen = {name: given["witness"].get(name) for name in WITNESSED}
+        append_history(paths, {"run": run["id"], "witness": seen})
         return {"changed": False}
     with alone(paths, "switch"):
         return _mutate(paths, given)

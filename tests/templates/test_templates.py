@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def test_gunicorn_takes_the_file(tmp_path: Path) -> None:
     text = re.sub(r"^chdir = .*$", f"chdir = {str(tmp_path)!r}", text, flags=re.M)
     (tmp_path / "gunicorn.conf.py").write_text(text)
     command = [sys.executable, "-m", "gunicorn", "--check-config", "-c", str(tmp_path / "gunicorn.conf.py")]
-    assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime/src")}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path).returncode == 0
 
 
 def test_extra_lines_reach_gunicorn() -> None:
@@ -119,6 +121,13 @@ def test_nginx_waits_longer_than_the_application() -> None:
     seconds = re.search(r"proxy_read_timeout (\d+)s;", site())
     assert seconds
     assert int(seconds[1]) > gunicorn()["timeout"]
+
+
+def test_without_upstream_keepalive_every_request_has_its_own_connection() -> None:
+    text = site(nginx_site_upstream_keepalive=0)
+    assert "keepalive" not in text
+    assert 'proxy_set_header Connection "close";' in text
+    assert 'proxy_set_header Connection "";' in site()
 
 
 def test_the_unit_follows_current_and_never_one_release() -> None:
