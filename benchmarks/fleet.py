@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,17 @@ class Fleet:
         return document
 
     def truth(self, host: str) -> list[str]:
-        """What is wrong on a host: link, record, processes and systemd must agree. Empty is good."""
+        """What is wrong on a host: link, record, processes and systemd must agree. Empty is good.
+
+        Asked up to three times within 2 s: between two questions a worker may be replaced.
+        """
+        for _ in range(2):
+            if not (wrong := self._differences(host)):
+                return wrong
+            time.sleep(1)
+        return self._differences(host)
+
+    def _differences(self, host: str) -> list[str]:
         found = self.status(host)
         pid = self.ssh(host, f"cat /run/{self.name}/gunicorn/gunicorn.pid").strip()
         masters = {str(worker["master"]) for worker in found["workers"]}

@@ -19,14 +19,17 @@ INTERVAL = 5  # seconds between two questions for a lock that is waited for
 def process_start(pid: int) -> str:
     """When a process of this machine was started, in clock ticks since the boot; empty if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # what its parent has not collected has ended all the same
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
 
 def machine() -> str:
-    """This machine since its last boot: a process number means nothing beyond either."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """This machine, or the container on it, since its last boot: a process number means nothing beyond any of them."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def identity(pid: int) -> dict[str, Any]:

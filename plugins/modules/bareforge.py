@@ -44,7 +44,7 @@ options:
   keep: {description: How many activations to keep., type: int, default: 5}
   ignore_schema: {description: Roll back although the database may be too new., type: bool, default: false}
   run: {description: Who acts; set by the action plugin., type: dict, default: {}}
-  steal: {description: "Run whose lock is taken over; * for any.", type: str, default: ""}
+  steal: {description: "Run whose lock is taken over; for unlocked, * is any.", type: str, default: ""}
   wait: {description: Seconds to wait for the lock., type: int, default: 0}
   minutes: {description: Minutes after which a lock that nobody renews expires., type: int, default: 30}
   witness: {description: Result of the traffic witness for the history., type: dict, default: {}}
@@ -309,7 +309,9 @@ def prune(paths: Paths, keep: int) -> None:
     """Forget the oldest activations beyond keep, never one that serves, served before, or is being switched to."""
     state, switch = read_json(paths.state / "state.json"), read_json(paths.state / "switch.json")
     protected = {active_id(paths), state.get("serving"), state.get("previous"), switch.get("from"), switch.get("to")}
-    kept = [item for item in state.get("served", []) if (paths.activations / item / "release").exists()][-keep:]
+    kept = [item for item in state.get("served", []) if (paths.activations / item / "release").exists()][
+        -max(keep, 1) :
+    ]
     for item in paths.activations.iterdir():
         if item.name not in protected and item.name not in kept:
             shutil.rmtree(item)
@@ -726,6 +728,8 @@ def execute(switch: Switch, method: str) -> None:
         except EngineError as error:
             raise EngineError(read_json(outcome).get("cause", str(error))) from None
     elif method == "hup":
+        if not main:
+            raise EngineError("systemd knows no process to reload")
         os.kill(main, signal.SIGHUP)
     else:
         if switch.reopens:
@@ -755,6 +759,8 @@ def confirm(paths: Paths, old: frozenset[int], patience: float) -> None:
 
     if not wait_for(alone, patience):
         raise EngineError("workers of the generation before are still there")
+    if running_activation(paths) not in ("", active_id(paths)):
+        raise EngineError("the workers have not read the new configuration")
 
 
 def last_words(paths: Paths, since: float, count: int = 5) -> list[str]:
@@ -830,7 +836,7 @@ def take_back(switch: Switch) -> str:
         return withdraw(paths)
     point_active(paths, switch.origin)
     try:
-        if switch.method == "handover" and running_activation(paths) == switch.origin:
+        if running_activation(paths) == switch.origin:
             confirm(paths, frozenset(), 60)
             now = "the release before it never stopped serving"
         else:
@@ -961,6 +967,8 @@ def alone(paths: Paths, name: str, patience: float = 0) -> Iterator[None]:
     """One process of this host at a time, after at most `patience` seconds; the kernel frees it of one that dies."""
     paths.state.mkdir(parents=True, exist_ok=True)
     with (paths.state / f".{name}").open("w") as handle:
+        # whoever may read it could hold it
+        os.fchmod(handle.fileno(), 0o600)
 
         def mine() -> bool:
             try:
@@ -987,9 +995,11 @@ def describe_lock(paths: Paths, lock: dict[str, Any]) -> str:
 
 
 def holder(paths: Paths) -> dict[str, Any]:
-    """The lock that is in force, empty if there is none or it has expired."""
+    """The lock that is in force; empty if there is none, it has expired, or it is of a command here that has ended."""
     lock = read_json(paths.state / "lock.json")
-    return lock if lock and lock["expires"] > time.time() else {}
+    if not lock or lock["expires"] <= time.time() or (lock.get("local") and process_status(lock["pid"]) is None):
+        return {}
+    return lock
 
 
 def acquire(paths: Paths, run: dict[str, Any], what: str, minutes: int, steal: str = "") -> dict[str, Any]:
@@ -1017,13 +1027,13 @@ def release_lock(paths: Paths, run: dict[str, Any] | None) -> bool:
     return True
 
 
-def refuse_locked(paths: Paths, run: dict[str, Any]) -> None:
-    """Raise EngineError where another run holds the lock; renew it where this one does."""
+def refuse_locked(paths: Paths, run: dict[str, Any], minutes: int = 0) -> None:
+    """Raise EngineError where another run holds the lock; renew it where this one does, for a step that long."""
     held = holder(paths)
     if held and held["id"] != run.get("id"):
         raise EngineError(describe_lock(paths, held))
     if held:
-        acquire(paths, run, held["what"], held["minutes"])
+        acquire(paths, run, held["what"], max(minutes, held["minutes"]))
 
 
 def append_history(paths: Paths, line: dict[str, Any]) -> None:
@@ -1121,7 +1131,7 @@ def status(paths: Paths) -> dict[str, Any]:
 def local_run(what: str) -> dict[str, Any]:
     """The identity of a command given on the host itself."""
     owner = f"{os.environ.get('SUDO_USER') or os.environ.get('USER') or 'root'}@{os.uname().nodename}"
-    return {"id": f"local-{os.getpid()}", "owner": owner, "controller": os.uname().nodename, "what": what}
+    return {"id": f"local-{os.getpid()}", "owner": owner, "local": True, "pid": os.getpid(), "what": what}
 
 
 def command_line(arguments: list[str]) -> int:
@@ -1150,6 +1160,9 @@ def command_line(arguments: list[str]) -> int:
         _command(paths, given)
     except EngineError as error:
         print(*error.details, f"bareforge: {error}", sep="\n", file=sys.stderr)
+        return 1
+    except subprocess.TimeoutExpired as error:
+        print(f"bareforge: {error.cmd[0]} did not end within {error.timeout:g} s; run it again", file=sys.stderr)
         return 1
     except OSError as error:
         cure = "run it as root" if isinstance(error, PermissionError) else "correct that and run it again"
@@ -1187,7 +1200,8 @@ def _switch_by_hand(paths: Paths, given: argparse.Namespace) -> None:
                 recover(paths)
                 target = given.activation if given.command == "activate" else serving_id(paths)
             prove(paths, target, soak=0)
-            done = activate(paths, target, "handover", given.command, run, 5, force=given.command == "reload")
+            keep = int(settings_of(paths, target).get("keep", 5))
+            done = activate(paths, target, "handover", given.command, run, keep, force=given.command == "reload")
         print(f"bareforge: {settings_of(paths, target)['release']} serves ({done['method']})")
     finally:
         release_lock(paths, run)
@@ -1214,7 +1228,8 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
     if state == "locked":
         held = acquire(paths, run, given["action"], given["minutes"], given["steal"])
         return {"changed": False, "held": held, "text": describe_lock(paths, held) if held else ""}
-    refuse_locked(paths, run)
+    # a migration may take its hour
+    refuse_locked(paths, run, 75 if state == "migrated" else 0)
     if state == "recorded":
         seen = {name: given["witness"].get(name) for name in WITNESSED}
         append_history(paths, {"run": run["id"], "witness": seen})
@@ -1294,6 +1309,8 @@ def main() -> None:
         result = module_state(Paths(module.params["name"]), module.params, module.check_mode)
     except EngineError as error:
         module.fail_json(msg=str(error), details=error.details)
+    except subprocess.TimeoutExpired as error:
+        module.fail_json(msg=f"{error.cmd[0]} did not end within {error.timeout:g} s on this host; run it again")
     except OSError as error:
         module.fail_json(msg=f"{error.strerror} at {error.filename}; free space or correct the path and run again")
     module.exit_json(**result)

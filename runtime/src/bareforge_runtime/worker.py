@@ -71,7 +71,6 @@ class DrainingServer(Server):
         try:
             if self._marker is not None:
                 await self._let_others_serve(self._marker)
-                self._marker.remove()
             for server in self.servers:
                 server.close()
             for listener in sockets or []:
@@ -82,6 +81,9 @@ class DrainingServer(Server):
             await super().shutdown(sockets)
         finally:
             beating.cancel()
+            # last: until then a sibling would take this one for a worker that is on its way to ready
+            if self._marker is not None:
+                self._marker.remove()
 
     async def _let_others_serve(self, marker: Marker) -> None:
         """Go on accepting while nobody else would: at most half of graceful_timeout, the rest is for the requests."""

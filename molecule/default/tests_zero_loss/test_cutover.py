@@ -1,0 +1,101 @@
+"""Releases, rollbacks and reloads under load: not one failed request, and systemd tells the truth afterwards."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from benchmarks.fleet import Fleet
+from witness import check
+
+HOSTS = ("app1", "app2")
+REPETITIONS = 3
+
+
+def assert_truth(fleet: Fleet) -> None:
+    for host in HOSTS:
+        assert fleet.truth(host) == [], host
+
+
+def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
+    """Release, rollback, reload, a reload of nginx, with workers being replaced by max_requests all the time."""
+    restarts = {host: fleet.restarts(host) for host in HOSTS}
+    with fleet.witness(*HOSTS) as witness:
+        for _ in range(REPETITIONS):
+            witness.mark("release")
+            fleet.good("deploy.yml", **variants("two"))
+            two = fleet.release("app1")
+            assert two == fleet.release("app2") != one
+            assert_truth(fleet)
+            witness.mark("rollback")
+            fleet.good("rollback.yml")
+            assert [fleet.release(host) for host in HOSTS] == [one, one]
+            assert_truth(fleet)
+            witness.mark("reload")
+            fleet.good("reload.yml", **variants("one"))
+            assert_truth(fleet)
+            witness.mark("nginx reload")
+            for host in HOSTS:
+                fleet.ssh(host, "systemctl reload nginx")
+    result = witness.result()
+    print(result.line)
+    assert result.document["failed"] == 0, (result.line, result.details)
+    assert result.document["requests"] > 5000
+    assert set(result.document["releases"]) == {one, two}
+    assert {host: fleet.restarts(host) for host in HOSTS} == restarts
+
+
+def test_every_answer_comes_from_old_or_new_and_never_goes_back(fleet: Fleet, variants: Any, one: str) -> None:
+    """One history of every request, one checker: after a host has committed, the old release answers no more."""
+    old = fleet.release("app1")
+    with fleet.witness(*HOSTS) as witness:
+        fleet.good("deploy.yml", **variants("two"))
+        new = fleet.release("app1")
+        for host in HOSTS:
+            witness.mark(f"commit {host}")
+        fleet.ssh("app1", "sleep 5")
+    result = witness.result()
+    commits = {event["name"].removeprefix("commit "): event["at"] for event in result.document["events"]}
+    assert set(commits) == set(HOSTS)
+    assert check(result.records, old, new, commits) == []
+    assert check(result.records, old, old, {}) != [], "the checker must be able to object"
+    fleet.good("rollback.yml")
+
+
+def test_a_changed_setting_takes_the_restart_behind_the_held_socket(fleet: Fleet, variants: Any, one: str) -> None:
+    """Neither USR2 nor HUP sees the environment file; requests wait, none fails."""
+    changed = variants("one")
+    changed["asgi_app_environment"] = {**changed["asgi_app_environment"], "FORGE_LOG_LEVEL": "warning"}
+    with fleet.witness("app1", rate=20) as witness:
+        fleet.good("reload.yml", "--limit", "app1", **changed)
+    result = witness.result()
+    assert result.document["failed"] == 0, (result.line, result.details)
+    main = fleet.status("app1")["unit"]["MainPID"]
+    assert "FORGE_LOG_LEVEL=warning" in fleet.ssh("app1", f"tr '\\0' '\\n' < /proc/{main}/environ")
+    assert "restart" in fleet.ssh("app1", "bareforge history forge | tail -1")
+    fleet.good("reload.yml", "--limit", "app1", **variants("one"))
+    assert_truth(fleet)
+
+
+def test_commands_by_hand_keep_working(fleet: Fleet, one: str) -> None:
+    """After hand-overs systemd still reloads, restarts and shows the right process and its journal."""
+    with fleet.witness("app2", rate=20) as witness:
+        fleet.ssh("app2", "systemctl reload forge")
+        assert fleet.truth("app2") == []
+        fleet.ssh("app2", "systemctl reload forge")
+        assert fleet.truth("app2") == []
+        fleet.ssh("app2", "systemctl restart forge")
+        assert fleet.truth("app2") == []
+    assert witness.result().document["failed"] == 0, witness.result().line
+    main = fleet.status("app2")["unit"]["MainPID"]
+    assert main in fleet.ssh("app2", "systemctl status forge --no-pager")
+    assert f"[{main}]" in fleet.ssh("app2", f"journalctl --no-pager _PID={main} --lines=3")
+
+
+def test_history_says_who_did_what(fleet: Fleet, one: str) -> None:
+    shown = fleet.good("history.yml")
+    line = re.compile(
+        r"\S+Z (deploy|rollback|reload) \S+ ok "
+        r"\((handover|hup|restart), [\d.]+ s, config [0-9a-f]{12}, schema 0001\) by \S+@\S+"
+    )
+    assert {match[1] for match in line.finditer(shown.replace("\n", " "))} >= {"rollback", "reload"}, shown

@@ -1,0 +1,212 @@
+"""What fails takes nothing with it: broken releases, one bad host, processes and controllers that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.fleet import ROOT, Fleet, FleetError
+from benchmarks.trial.variants import Fault
+
+HOSTS = ("app1", "app2")
+# the cause that the message has to name
+CAUSES = {
+    Fault.IMPORT: "the application refuses to start: trial: fault import; ",
+    Fault.LIFESPAN: "the application failed at startup: trial: fault lifespan; ",
+    Fault.SETTINGS: "the application refuses to start: FORGE_TRIAL is missing; ",
+    Fault.NOT_READY: "the application is not ready: GET /ready answered 503; ",
+    Fault.HANG: "the application did not become ready within 12 s; ",
+    Fault.CRASH: "the application became ready and ended ",
+}
+
+
+def last_message(run: subprocess.CompletedProcess[str]) -> str:
+    failures = re.findall(r"^fatal: .*?FAILED! => (\{.*\})$", run.stdout, re.M)
+    assert failures, run.stdout[-3000:] + run.stderr[-2000:]
+    return str(json.loads(failures[-1])["msg"])
+
+
+@pytest.fixture(scope="module")
+def messages(fleet: Fleet, variants: Any, one: str) -> dict[Fault, str]:
+    """Every broken release tried under load, on two hosts side by side."""
+
+    def attempt(host: str, faults: list[Fault]) -> dict[Fault, str]:
+        found = {}
+        for fault in faults:
+            broken = variants(fault.name.lower().replace("_", "."), fault, asgi_app_start_timeout=12)
+            run = fleet.play("deploy.yml", "--limit", host, **broken)
+            assert run.returncode != 0, run.stdout[-3000:]
+            found[fault] = last_message(run)
+        return found
+
+    faults = list(CAUSES)
+    with fleet.witness(*HOSTS, rate=20) as witness, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(attempt, "app1", faults[::2])
+        second = pool.submit(attempt, "app2", faults[1::2])
+        said = {**first.result(), **second.result()}
+    result = witness.result()
+    print(result.line)
+    assert result.document["failed"] == 0, (result.line, result.details)
+    assert set(result.document["releases"]) == {one}
+    return said
+
+
+@pytest.mark.parametrize("fault", CAUSES)
+def test_a_broken_release_reaches_nobody_and_names_its_cause(messages: dict[Fault, str], fault: Fault) -> None:
+    assert messages[fault].startswith(f"bareforge-runtime: {CAUSES[fault]}"), messages[fault]
+
+
+def test_after_broken_releases_everything_is_as_it_was(messages: dict[Fault, str], fleet: Fleet, one: str) -> None:
+    assert messages
+    for host in HOSTS:
+        assert fleet.truth(host) == []
+        assert fleet.release(host) == one
+
+
+def test_one_bad_host_takes_the_fleet_back(fleet: Fleet, variants: Any, one: str) -> None:
+    """The hook fails in the real master of app2 alone: app1 has switched by then, and must not stay alone."""
+    hook = (
+        "def on_starting(server):\n"
+        "    import socket\n"
+        "    if socket.gethostname() == 'app2' and server.cfg.pidfile.startswith('/run/'):\n"
+        "        raise RuntimeError('fails on app2')"
+    )
+    with fleet.witness(*HOSTS) as witness:
+        run = fleet.play("deploy.yml", **variants("two", asgi_app_gunicorn_extra=hook))
+    assert run.returncode != 0
+    message = last_message(run)
+    cause = r"master \d+ ended before its workers were ready"
+    assert re.match(rf"Release \S+ did not become ready on app2 \({cause}\); ", message), message
+    assert "the release before it never stopped serving. Last lines of its journal: " in message
+    assert "fails on app2" in message
+    for host in HOSTS:
+        assert fleet.truth(host) == []
+        assert fleet.release(host) == one
+    assert "revert" in fleet.ssh("app1", "bareforge history forge | tail -1")
+    result = witness.result()
+    assert result.document["failed"] == 0, (result.line, result.details)
+
+
+def test_a_killed_worker_costs_its_own_requests_only(fleet: Fleet, one: str) -> None:
+    with fleet.witness("app1") as witness:
+        time.sleep(3)
+        worker = fleet.status("app1")["workers"][0]["pid"]
+        fleet.ssh("app1", f"kill -9 {worker}")
+        killed = witness.seconds
+        time.sleep(4)
+    assert witness.result().document["failed"] <= in_flight(witness.result().records, killed)
+    assert fleet.truth("app1") == []
+
+
+def test_a_killed_master_costs_no_more_than_what_was_in_flight(fleet: Fleet, one: str) -> None:
+    """systemd holds the socket: what comes while there is no master waits for the next one."""
+    restarts = fleet.restarts("app1")
+    with fleet.witness("app1") as witness:
+        time.sleep(3)
+        main = fleet.status("app1")["unit"]["MainPID"]
+        fleet.ssh("app1", f"kill -9 {main}")
+        killed = witness.seconds
+        time.sleep(8)
+    result = witness.result()
+    print(result.line)
+    assert result.document["failed"] <= in_flight(result.records, killed), (result.line, result.details)
+    assert fleet.truth("app1") == []
+    assert fleet.release("app1") == one
+    assert fleet.restarts("app1") == restarts + 1
+
+
+def in_flight(records: Any, at: float) -> int:
+    """How many requests had been sent and not been answered; those sent while the kill travelled count too."""
+    return sum(record.at <= at and record.at + record.ms / 1000 >= at - 2 for record in records)
+
+
+def killed_run(fleet: Fleet, playbook: str, task: int, after: float, variables: dict[str, Any]) -> None:
+    """Run a playbook that dies by SIGKILL at a task boundary, and with it what it runs on the hosts."""
+    environment = {
+        **fleet.environment,
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "benchmarks/callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "kill_at",
+        "BAREFORGE_KILL_AT": str(task),
+        "BAREFORGE_KILL_AFTER": str(after),
+    }
+    command = ["ansible-playbook", "-i", str(fleet.inventory[0]), str(ROOT / "playbooks" / playbook)]
+    run = subprocess.run(
+        [*command, "--extra-vars", json.dumps(variables)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == -signal.SIGKILL, run.stdout[-3000:]
+    for host in HOSTS:
+        fleet.ssh(host, "pkill -9 -f AnsiballZ_bareforge", check=False)
+
+
+def boundaries(fleet: Fleet, playbook: str, variables: dict[str, Any], file: Path) -> list[str]:
+    """The names of the tasks that a run of a playbook starts, in order."""
+    environment = {
+        **fleet.environment,
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "benchmarks/callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "kill_at",
+        "BAREFORGE_TASKS": str(file),
+    }
+    Fleet(fleet.state, fleet.inventory, environment).good(playbook, **variables)
+    return [line.split(" ", 1)[1] for line in file.read_text().splitlines()]
+
+
+def test_a_killed_controller_leaves_one_whole_release(fleet: Fleet, variants: Any, one: str, tmp_path: Path) -> None:
+    """Before, in the middle of and after the switch of each host; benchmarks/zero_loss.py tries every boundary."""
+    tasks = boundaries(fleet, "deploy.yml", variants("two"), tmp_path / "tasks")
+    two = fleet.release("app1")
+    fleet.good("rollback.yml")
+    switches = [
+        number for number, task in enumerate(tasks, 1) if task.endswith("Switch to the release, or keep what serves")
+    ]
+    assert len(switches) == 2
+    first, second = switches
+    points = [(first, 0.0), (first, 1.5), (first + 1, 0.0), (second, 3.0)]
+    for task, after in points:
+        with fleet.witness(*HOSTS, rate=20) as witness:
+            killed_run(fleet, "deploy.yml", task, after, variants("two"))
+            time.sleep(3)
+        result = witness.result()
+        assert result.document["failed"] == 0, (task, after, result.line)
+        # stands for a boot at this moment: whatever it starts is one whole release
+        for host in HOSTS:
+            fleet.ssh(host, "systemctl restart forge")
+            found = fleet.status(host)
+            assert found["running"] == found["active"] != "", (task, after, host)
+            assert {worker["release"] for worker in found["workers"]} <= {one, two}
+        # the next run, from the same controller, takes the dead one's lock over and converges
+        fleet.good("deploy.yml", **variants("two"))
+        for host in HOSTS:
+            assert fleet.truth(host) == []
+            assert fleet.release(host) == two
+        fleet.good("rollback.yml")
+
+
+def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet, one: str) -> None:
+    engine = os.environ.get("LAB_ENGINE", "podman")
+    fleet.ssh("app2", "sync")
+    name = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-app2"
+    subprocess.run([engine, "restart", "--time", "20", name], check=True, capture_output=True, timeout=120)
+    deadline = time.monotonic() + 90
+    while came_back(fleet) is False:
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    assert fleet.truth("app2") == []
+    assert fleet.release("app2") == one
+
+
+def came_back(fleet: Fleet) -> bool:
+    try:
+        return fleet.truth("app2") == []
+    except (FleetError, subprocess.TimeoutExpired, ValueError):
+        # no SSH yet, or no answer worth the name
+        return False
