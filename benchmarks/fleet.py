@@ -18,6 +18,8 @@ from witness.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = "X-Release"
+# arguments of deploy.yml where only the code differs
+CODE = ("--skip-tags", "secrets,site")
 MODULE = "forge_app.trial:create_app()"
 
 

@@ -289,7 +289,8 @@ def naive(session: Session) -> list[Row]:
 
 
 def _reset_naive(session: Session, play: Callable[[str], Run]) -> None:
-    """Everything of release one, also where a handler was lost."""
+    """Everything of release one, also where a handler was lost or systemd has given the unit up."""
+    session.fleet.ssh(NAIVE_HOST, "systemctl stop naive; systemctl reset-failed naive", check=False)
     play("one")
     session.fleet.ssh(NAIVE_HOST, NAIVE_REBOOT)
 

@@ -1,6 +1,6 @@
 """Ends ansible-playbook with SIGKILL at one task boundary, as a dying controller would; counts boundaries otherwise.
 
-BAREFORGE_KILL_AT: number of the task start, from 1, at which to die; 0 or unset: never.
+BAREFORGE_KILL_AT: at which task start to die: its number from 1, or its name ("NAME #2" for the second); unset: never.
 BAREFORGE_KILL_AFTER: seconds to wait first, so that the task is under way on the hosts.
 BAREFORGE_TASKS: file that gets one line "NUMBER TASK" for each task start.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._count = 0
+        self._seen: Counter[str] = Counter()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:  # noqa: ARG002
         """Count one boundary, and die there if it is the one."""
@@ -41,7 +43,11 @@ class CallbackModule(CallbackBase):
         if file := os.environ.get("BAREFORGE_TASKS"):
             with Path(file).open("a") as handle:
                 handle.write(f"{self._count} {task.get_name()}\n")
-        if self._count == int(os.environ.get("BAREFORGE_KILL_AT") or 0):
+        self._seen[task.get_name()] += 1
+        names = {str(self._count), f"{task.get_name()} #{self._seen[task.get_name()]}"}
+        if self._seen[task.get_name()] == 1:
+            names.add(task.get_name())
+        if os.environ.get("BAREFORGE_KILL_AT") in names:
             delay = float(os.environ.get("BAREFORGE_KILL_AFTER") or 0)
             if delay:
                 threading.Timer(delay, self._die).start()

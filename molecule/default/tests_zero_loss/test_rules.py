@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.fleet import Fleet
+from benchmarks.fleet import CODE, Fleet
 from benchmarks.trial.variants import Migration
 
 HOSTS = ("app1", "app2")
@@ -25,7 +25,7 @@ def test_a_lock_of_another_controller_is_respected_and_named(fleet: Fleet, varia
     lock = {"id": "other", "owner": "alice@ci", "what": "deploy", "machine": "another", "pid": 1, "pid_started": "1",
             "acquired": now, "expires": now + 900, "minutes": 30}  # fmt: skip
     fleet.ssh("app1", f"echo '{json.dumps(lock)}' > /var/lib/forge/lock.json")
-    run = fleet.play("deploy.yml", **variants("one"))
+    run = fleet.play("deploy.yml", *CODE, **variants("one"))
     assert run.returncode != 0
     message = last_message(run.stdout)
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
@@ -41,7 +41,7 @@ def test_a_lock_of_another_controller_is_respected_and_named(fleet: Fleet, varia
 
 def test_of_two_deploys_at_once_one_is_refused(fleet: Fleet, variants: Any, one: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(lambda _: fleet.play("deploy.yml", **variants("one")), range(2)))
+        runs = list(pool.map(lambda _: fleet.play("deploy.yml", *CODE, **variants("one")), range(2)))
     assert sorted(run.returncode == 0 for run in runs) == [False, True]
     refused = next(run for run in runs if run.returncode)
     assert " is locked on app1 by " in last_message(refused.stdout)
@@ -55,7 +55,7 @@ def database(fleet: Fleet, statement: str) -> str:
 
 def test_a_failing_migration_leaves_the_fleet_as_it_was(fleet: Fleet, variants: Any, one: str) -> None:
     with fleet.witness(*HOSTS, rate=20) as witness:
-        run = fleet.play("deploy.yml", **variants("failing", migration=Migration.FAILING))
+        run = fleet.play("deploy.yml", *CODE, **variants("failing", migration=Migration.FAILING))
     assert last_message(run.stdout).startswith("the migration failed, no host was switched: bareforge-runtime: ")
     assert database(fleet, "SELECT version_num FROM alembic_version") == "0001"
     for host in HOSTS:
@@ -68,14 +68,14 @@ def test_a_migration_runs_once_for_the_fleet_and_a_rollback_across_it_is_judged(
     fleet: Fleet, variants: Any, one: str
 ) -> None:
     """An expanding step lets older code live on: back is fine. A contracting one does not: refused, and named."""
-    fleet.good("deploy.yml", **variants("counted", migration=Migration.COUNTED))
+    fleet.good("deploy.yml", *CODE, **variants("counted", migration=Migration.COUNTED))
     assert database(fleet, "SELECT count(*) FROM trial_migrations") == "1"
     assert "schema 0002" in fleet.ssh("app2", "bareforge history forge | tail -1")
     fleet.good("rollback.yml")
     assert [fleet.release(host) for host in HOSTS] == [one, one]
     database(fleet, "DROP TABLE trial_migrations")
     database(fleet, "UPDATE alembic_version SET version_num = $$0001$$".replace("$$", "'\\''"))
-    fleet.good("deploy.yml", **variants("contract", migration=Migration.CONTRACT))
+    fleet.good("deploy.yml", *CODE, **variants("contract", migration=Migration.CONTRACT))
     contract = fleet.release("app1")
     run = fleet.play("rollback.yml")
     assert last_message(run.stdout) == (
