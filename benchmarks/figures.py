@@ -228,9 +228,9 @@ def changes(output: str) -> dict[str, int]:
 
 
 class Point(NamedTuple):
-    """Where a run is killed: the task's number from 1, the seconds after its start, its name."""
+    """Where a run is killed: the task's number from 1 (or its name), the seconds after its start, its name."""
 
-    task: int
+    task: int | str
     after: float
     name: str
 

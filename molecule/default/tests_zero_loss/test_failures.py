@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.figures import Point
 from benchmarks.fleet import CODE, ROOT, Fleet, FleetError
+from benchmarks.killing import KILL_MODULES, Runner
 from benchmarks.trial.variants import Fault
 
 HOSTS = ("app1", "app2")
@@ -128,26 +130,6 @@ def in_flight(records: Any, at: float) -> int:
     return sum(record.at <= at and record.at + record.ms / 1000 >= at - 2 for record in records)
 
 
-def killed_run(fleet: Fleet, task: str, after: float, variables: dict[str, Any]) -> None:
-    """Run deploy.yml and let it die by SIGKILL some seconds into a task, and with it what it runs on the hosts."""
-    environment = {
-        **fleet.environment,
-        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "benchmarks/callbacks"),
-        "ANSIBLE_CALLBACKS_ENABLED": "kill_at",
-        "BAREFORGE_KILL_AT": task,
-        "BAREFORGE_KILL_AFTER": str(after),
-    }
-    command = ["ansible-playbook", "-i", str(fleet.inventory[0]), str(ROOT / "playbooks/deploy.yml"), *CODE]
-    run = subprocess.run(
-        [*command, "--extra-vars", json.dumps(variables)],
-        env=environment, cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=600,
-    )  # fmt: skip
-    assert run.returncode == -signal.SIGKILL, run.stdout[-3000:]
-    for host in HOSTS:
-        # the name in brackets, so that the pattern does not find the shell that runs it
-        fleet.ssh(host, "pkill -9 -f '[A]nsiballZ_bareforge' || true")
-
-
 SWITCH = "asgi_app : Switch to the release, or keep what serves"
 
 
@@ -157,11 +139,15 @@ SWITCH = "asgi_app : Switch to the release, or keep what serves"
     ids=["in the switch of the first host", "between the hosts"],
 )
 def test_a_killed_controller_leaves_whole_releases(
-    fleet: Fleet, variants: Any, one: str, name: str, task: str, after: float
+    fleet: Fleet, variants: Any, one: str, tmp_path: Path, name: str, task: str, after: float
 ) -> None:
     """benchmarks/zero_loss.py tries every boundary. The second case goes back to where the first one began."""
     with fleet.witness(*HOSTS, rate=20) as witness:
-        killed_run(fleet, task, after, variables=variants(name))
+        runner = Runner(fleet, tmp_path)
+        run = runner.run(ROOT / "playbooks/deploy.yml", *CODE, point=Point(task, after, task), **variants(name))
+        assert run.killed, run.output[-3000:]
+        for host in HOSTS:
+            fleet.ssh(host, KILL_MODULES)
         time.sleep(3)
         # stands for a boot at this moment: whatever it starts is one whole release
         for host in HOSTS:
