@@ -764,10 +764,10 @@ def confirm(paths: Paths, old: frozenset[int], patience: float) -> None:
 
 
 def last_words(paths: Paths, since: float, count: int = 5) -> list[str]:
-    """What the application's own processes said last, without its access lines."""
+    """What the application's own processes said last, without its access lines and without the engine's own words."""
     command = ["journalctl", f"_SYSTEMD_UNIT={paths.service}", "--output=cat", "--no-pager", f"--since=@{int(since)}"]
     lines = call([*command, "--lines=200"]).stdout.splitlines()
-    return [line for line in lines if line.strip() and not line.startswith('{"method"')][-count:]
+    return [line for line in lines if line.strip() and not line.startswith(('{"method"', "bareforge: "))][-count:]
 
 
 def activate(

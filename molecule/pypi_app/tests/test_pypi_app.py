@@ -70,7 +70,7 @@ def output(*command):
 user = pwd.getpwnam("contextforge").pw_uid
 processes = [entry for entry in glob.glob("/proc/[0-9]*") if os.path.exists(entry) and os.stat(entry).st_uid == user]
 files = [process + kind for process in processes for kind in ("/environ", "/cmdline")]
-files += glob.glob("/etc/contextforge/**/*", recursive=True) + glob.glob("/etc/systemd/system/contextforge.*")
+files += glob.glob("/etc/contextforge/active/*") + glob.glob("/etc/systemd/system/contextforge.*")
 files += glob.glob("/var/log/nginx/*.log") + glob.glob("/srv/contextforge/releases/*/release.json")
 places = {"journal": output("journalctl", "--output=cat", "--no-pager"),
           "unit": output("systemctl", "show", "contextforge.service")}
@@ -132,6 +132,7 @@ def test_secrets_are_nowhere_but_in_memory(host: Any) -> None:
 
     assert set(searched["settings"]) == SETTINGS
     assert searched["processes"] >= 3, "master and two workers"
-    for place in ("journal", "unit", "/etc/contextforge/environment", "/etc/systemd/system/contextforge.service"):
+    unit = "/etc/systemd/system/contextforge.service"
+    for place in ("journal", "unit", "/etc/contextforge/active/environment", unit):
         assert searched["places"][place] > 0
     assert searched["found"] == []
