@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.fleet import CODE, Fleet
@@ -17,23 +19,33 @@ def assert_truth(fleet: Fleet) -> None:
         assert fleet.truth(host) == [], host
 
 
+def on_both(fleet: Fleet, commands: Sequence[str]) -> None:
+    """Run one command on each host at the same moment."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fleet.ssh, HOSTS, commands))
+
+
 def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
     """Release, rollback, reload, a reload of nginx, with workers being replaced by max_requests all the time.
 
-    One history of every request, one checker: each answer is a 2xx of exactly one of the two releases, and after a host
-    has committed, the old one answers no more.
+    The first time by playbook, host by host; then by the engine alone, on both hosts at once. One history of every
+    request, one checker: each answer is a 2xx of exactly one of the two releases, and after a host has committed, the
+    old one answers no more.
     """
     restarts = {host: fleet.restarts(host) for host in HOSTS}
-    releases = {one}
+    activations: dict[str, str] = {}
     for number in range(REPETITIONS):
         with fleet.witness(*HOSTS) as witness:
-            fleet.good("deploy.yml", *CODE, **variants("two"))
+            if number == 0:
+                fleet.good("deploy.yml", *CODE, **variants("two"))
+                activations = {host: fleet.status(host)["serving"] for host in HOSTS}
+            else:
+                on_both(fleet, [f"bareforge activate forge {activations[host]}" for host in HOSTS])
             for host in HOSTS:
                 witness.mark(f"commit {host}")
             assert_truth(fleet)
             two = fleet.release("app1")
             assert two == fleet.release("app2") != one
-            releases.add(two)
         result = witness.result()
         print(f"release {number + 1} of {REPETITIONS}: {result.line}")
         assert result.document["failed"] == 0, (result.line, result.details)
@@ -41,20 +53,21 @@ def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
         assert check(result.records, one, two, commits) == []
         assert check(result.records, one, one, {}) != [], "the checker must be able to object"
         with fleet.witness(*HOSTS) as witness:
-            fleet.good("rollback.yml")
+            if number == 0:
+                fleet.good("rollback.yml")
+            else:
+                on_both(fleet, ["bareforge rollback forge"] * 2)
             assert [fleet.release(host) for host in HOSTS] == [one, one]
             assert_truth(fleet)
             witness.mark("reload")
             fleet.good("reload.yml", **variants("one"))
             assert_truth(fleet)
             witness.mark("nginx reload")
-            for host in HOSTS:
-                fleet.ssh(host, "systemctl reload nginx")
+            on_both(fleet, ["systemctl reload nginx"] * 2)
         result = witness.result()
         print(f"rollback, reload, nginx reload {number + 1} of {REPETITIONS}: {result.line}")
         assert result.document["failed"] == 0, (result.line, result.details)
         assert set(result.document["releases"]) == {one, two}
-    assert releases == {one, two}
     assert {host: fleet.restarts(host) for host in HOSTS} == restarts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.figures import Point
-from benchmarks.fleet import CODE, ROOT, Fleet, FleetError
+from benchmarks.fleet import CODE, ROOT, Fleet
 from benchmarks.killing import KILL_MODULES, Runner
 from benchmarks.trial.variants import Fault
 
@@ -166,24 +165,3 @@ def test_a_killed_controller_leaves_whole_releases(
     releases = {fleet.release(host) for host in HOSTS}
     assert len(releases) == 1
     assert (releases == {one}) == (name == "one")
-
-
-def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet, one: str) -> None:
-    engine = os.environ.get("LAB_ENGINE", "podman")
-    fleet.ssh("app2", "sync")
-    name = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-app2"
-    subprocess.run([engine, "restart", "--time", "20", name], check=True, capture_output=True, timeout=120)
-    deadline = time.monotonic() + 90
-    while came_back(fleet) is False:
-        assert time.monotonic() < deadline
-        time.sleep(2)
-    assert fleet.truth("app2") == []
-    assert fleet.release("app2") == one
-
-
-def came_back(fleet: Fleet) -> bool:
-    try:
-        return fleet.truth("app2") == []
-    except (FleetError, subprocess.TimeoutExpired, ValueError):
-        # no SSH yet, or no answer worth the name
-        return False
