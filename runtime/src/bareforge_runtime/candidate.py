@@ -6,16 +6,13 @@ secrets, the import of the application, ASGI lifespan startup; then one GET of t
 
 import asyncio
 import contextlib
-import gc
 import io
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
@@ -25,6 +22,7 @@ from bareforge_runtime.asking import get
 from bareforge_runtime.ending import end
 from bareforge_runtime.logs import Application, Message
 from bareforge_runtime.redact import Redactor
+from bareforge_runtime.stacks import where_it_waits
 
 # How much of the body of a refusing answer is shown, in characters.
 BODY_SHOWN = 2000
@@ -65,7 +63,7 @@ def check(candidate: Candidate, redact: Redactor) -> str:
             f"the application did not become ready within {candidate.timeout:g} s; "
             "the traceback above shows where it waits",
             redact,
-            details=_where_it_waits(),
+            details=where_it_waits(),
         )
 
     watchdog = threading.Timer(candidate.timeout, too_late)
@@ -86,9 +84,8 @@ def _check(candidate: Candidate, redact: Redactor) -> str:
                 f"cannot change to {candidate.chdir}: {(error.strerror or '').lower()}; check --chdir"
             ) from None
         sys.path.insert(0, str(Path.cwd()))
-    if candidate.gunicorn_config is not None:
-        # Before the secrets, as in production: the master, which reads it, has none.
-        os.environ.update(_gunicorn_environment(candidate))
+    # Before the secrets, as in production: the master, which reads it, has none.
+    os.environ.update(gunicorn_environment(candidate))
     redact.add(secrets.load_into_environment().values())
     application = _load(candidate.app)
     if candidate.imports_only:
@@ -106,9 +103,14 @@ class _GunicornApplication(WSGIApplication):
         self.cfg.validate()
 
 
-def _gunicorn_environment(candidate: Candidate) -> dict[str, str]:
-    """Load the gunicorn configuration as gunicorn does and return its `raw_env`."""
+def gunicorn_environment(candidate: Candidate) -> dict[str, str]:
+    """Load the gunicorn configuration as gunicorn does and return its `raw_env`; without a file there is none.
+
+    The working directory must be that of the candidate already. Raises CheckError.
+    """
     file = candidate.gunicorn_config
+    if file is None:
+        return {}
     arguments = [
         "--config",
         str(file),
@@ -224,37 +226,3 @@ class _Lifespan:
             self._error = error
         finally:
             self._sent.put_nowait(None)
-
-
-def _where_it_waits() -> str:
-    """Return the stack of every other thread and of every asyncio task, innermost frame last."""
-    stacks = []
-    for thread in threading.enumerate():
-        frame = sys._current_frames().get(thread.ident or 0)
-        if frame is not None and thread is not threading.current_thread():
-            stacks.append(f"thread {thread.name}:\n{''.join(traceback.format_stack(frame))}")
-    for task in [found for found in gc.get_objects() if isinstance(found, asyncio.Task)]:
-        frames = [(frame, frame.f_lineno) for frame in _suspended_frames(task.get_coro())]
-        summary = traceback.StackSummary.extract(iter(frames))
-        stacks.append(f"task {task.get_name()}:\n{''.join(summary.format())}")
-    return "\n".join(stacks)
-
-
-def _suspended_frames(awaited: Any) -> Iterator[FrameType]:
-    """Yield the frames of a suspended coroutine and of what it awaits, outermost first."""
-    for _ in range(sys.getrecursionlimit()):
-        for frame_name, next_name in (("cr_frame", "cr_await"), ("ag_frame", "ag_await")):
-            if hasattr(awaited, frame_name):
-                frame, following = getattr(awaited, frame_name), getattr(awaited, next_name)
-                if frame is not None:
-                    yield frame
-                break
-        else:
-            if isinstance(awaited, asyncio.Future):
-                return
-            # What stands between a coroutine and an async generator (asend) shows its generator to gc only.
-            inner = (it for it in gc.get_referents(awaited) if hasattr(it, "ag_frame") or hasattr(it, "cr_frame"))
-            following = next(inner, None)
-        if following is None:
-            return
-        awaited = following

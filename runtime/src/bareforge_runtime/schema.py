@@ -2,11 +2,14 @@
 
 [project.entry-points.bareforge]
 schema-head = "shop.migrate:head"        () -> str: the revision that this code expects; asks nobody
-schema-blocks = "shop.migrate:blocks"    (older head) -> str: "" or the revision that code with that head cannot
-                                         live with; may ask the database
+schema-blocks = "shop.migrate:blocks"    (older head) -> str: "" or the revision of the database that code with that
+                                         head cannot live with; may ask the database
 """
 
-from importlib.metadata import entry_points
+import contextlib
+import sys
+import traceback
+from importlib.metadata import EntryPoint, entry_points
 
 from bareforge_runtime.loading import one_line
 
@@ -31,11 +34,26 @@ def blocks(older: str) -> str:
 
 
 def _call(name: str, *arguments: str) -> str:
-    for entry in entry_points(group=GROUP, name=name):
-        try:
-            return str(entry.load()(*arguments))
-        except (Exception, SystemExit) as error:
-            raise SchemaError(
-                f"the entry point {name} ({entry.value}) failed: {one_line(error)}; correct it in the application"
-            ) from None
-    return ""
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        return ""
+    if len(found) > 1:
+        several = ", ".join(sorted(entry.value for entry in found))
+        raise SchemaError(f"several packages declare the entry point {name} ({several}); only the application may")
+    return _call_one(found[0], *arguments)
+
+
+def _call_one(entry: EntryPoint, *arguments: str) -> str:
+    called = f"the entry point {entry.name} ({entry.value})"
+    cure = "correct it in the application"
+    try:
+        # the answer is all that standard output may carry
+        with contextlib.redirect_stdout(sys.stderr):
+            function = entry.load()
+            revision = function(*arguments)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        raise SchemaError(f"{called} failed: {one_line(error)}; {cure}") from None
+    if not isinstance(revision, str) or "\n" in revision.strip():
+        raise SchemaError(f"{called} failed: it did not return one line of text; {cure}")
+    return revision.strip()

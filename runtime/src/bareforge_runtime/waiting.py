@@ -62,7 +62,7 @@ def _ask(gate: Gate, deadline: float) -> str:
 def _give_up_if_hopeless(gate: Gate, deadline: float, answer: str) -> None:
     asked = f"GET {gate.path} over {gate.socket}"
     cure = "see the log of the unit: journalctl -u UNIT"
-    if gate.pid is not None and not _alive(gate.pid):
+    if gate.pid is not None and not alive(gate.pid):
         raise NotReadyError(
             f"process {gate.pid} ended before {asked} was answered with 200, last answer: {answer}; {cure}"
         )
@@ -72,7 +72,8 @@ def _give_up_if_hopeless(gate: Gate, deadline: float, answer: str) -> None:
         )
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this process is there and has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

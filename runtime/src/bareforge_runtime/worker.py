@@ -1,6 +1,6 @@
 """The gunicorn worker class: `worker_class = "bareforge_runtime.worker.Worker"`.
 
-Three things on top of `uvicorn_worker.UvicornWorker`:
+Five things on top of `uvicorn_worker.UvicornWorker`:
 
 1. The secrets are loaded after the fork and before the application is imported, so they are in the memory of
    workers only: the master has none and hands none on, neither to its children nor across a re-exec.
@@ -8,6 +8,8 @@ Three things on top of `uvicorn_worker.UvicornWorker`:
    on which it has not read a request yet; a proxy then sees a reset. Here the worker first stops listening,
    answers `Connection: close`, and goes on serving for a short drain period.
 3. Access lines are JSON (see `bareforge_runtime.logs`).
+4. The worker says when it is ready (see `bareforge_runtime.markers`).
+5. Every response can name the release that gave it (see `bareforge_runtime.headers`).
 """
 
 import asyncio
@@ -27,8 +29,9 @@ from uvicorn_worker import UvicornWorker
 
 from bareforge_runtime import headers, loading, markers, release, secrets
 from bareforge_runtime.logs import AccessLog
-from bareforge_runtime.markers import Marker
+from bareforge_runtime.markers import Announcer
 from bareforge_runtime.redact import RedactingFormatter, Redactor
+from bareforge_runtime.successors import await_successors, await_turn
 
 # Seconds of gunicorn's graceful_timeout that are kept for the application's own shutdown, after the last
 # request was finished or given up: at the end of graceful_timeout the master kills.
@@ -40,6 +43,7 @@ class DrainingServer(Server):
 
     While it stops it calls `beat` every second, for `graceful_timeout` seconds at most, so that gunicorn's
     watchdog (setting `timeout`) does not take a worker that finishes a long request for one that hangs.
+    announcer: says beside the first requests whether the application is ready, and no more when it has stopped.
     """
 
     def __init__(
@@ -48,29 +52,31 @@ class DrainingServer(Server):
         drain_seconds: float,
         graceful_timeout: float,
         beat: Callable[[], None],
-        marker: Marker | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._graceful_timeout = graceful_timeout
         self._beat = beat
-        self._marker = marker
-        self._marking: asyncio.Task[None] | None = None
+        self._announcer = announcer
+        self._announcing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, then find out beside the first requests whether the application is ready."""
+        """Start as uvicorn does, which does not wait until the application is ready."""
+        if self._announcer is not None:
+            self._announcer.remove()
         await super().startup(sockets)
-        if self._marker is not None and not self.should_exit:
-            self._marking = asyncio.create_task(self._marker.watch(self.lifespan.state))
+        if self._announcer is not None and not self.should_exit:
+            self._announcing = asyncio.create_task(self._announcer.announce(self.lifespan.state))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then shut down as uvicorn does."""
         beating = asyncio.create_task(self._keep_beating())
-        if self._marking is not None:
-            self._marking.cancel()
+        if self._announcing is not None:
+            self._announcing.cancel()
         try:
-            if self._marker is not None:
-                await self._let_others_serve(self._marker)
+            if self._announcer is not None:
+                await self._let_others_serve(self._announcer)
             for server in self.servers:
                 server.close()
             for listener in sockets or []:
@@ -81,18 +87,18 @@ class DrainingServer(Server):
             await super().shutdown(sockets)
         finally:
             beating.cancel()
-            # last: until then a sibling would take this one for a worker that is on its way to ready
-            if self._marker is not None:
-                self._marker.remove()
+            # Not before: to workers that stop at the same time it would look as if a new one was on its way.
+            if self._announcer is not None:
+                self._announcer.remove()
 
-    async def _let_others_serve(self, marker: Marker) -> None:
+    async def _let_others_serve(self, announcer: Announcer) -> None:
         """Go on accepting while nobody else would: at most half of graceful_timeout, the rest is for the requests."""
-        limit = self._graceful_timeout / 2
+        limit, master = self._graceful_timeout / 2, announcer.marker.master
         if self.should_exit:
-            await marker.await_successors(limit)
+            await await_successors(announcer.directory, master, limit)
         else:
             # max_requests is reached, nobody has told it to stop
-            await marker.await_turn(limit, lambda: self.should_exit)
+            await await_turn(announcer.directory, master, announcer.others, limit, lambda: self.should_exit)
 
     async def _keep_beating(self) -> None:
         for _ in range(math.ceil(self._graceful_timeout)):
@@ -120,7 +126,7 @@ class Worker(UvicornWorker):
         """
         try:
             self._set_drain(_drain_seconds(self.drain_seconds))
-            header = headers.header_name()
+            self.config.headers = headers.release_header(release.current().id)
             loaded = secrets.load_into_environment()
         except (secrets.SecretsError, ValueError) as error:
             self.log.error("bareforge-runtime: %s", error)
@@ -136,16 +142,15 @@ class Worker(UvicornWorker):
             self.log.exception("Exception while loading the application")
             self.log.error("bareforge-runtime: %s", loading.explain(error, self.app.app_uri))
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        # what the worker asks itself shows in no access line
-        self._marker = self._make_marker()
-        if header:
-            self.wsgi = headers.ReleaseHeader(self.wsgi, header, release.current().id)
+        directory = os.environ.get(markers.DIRECTORY_VARIABLE, "")
+        # the application as it is: what a worker asks itself is no line of the access log
+        self._announcer = (
+            Announcer(Path(directory), self.wsgi, self.ppid, release.current().id, others=self.cfg.workers - 1)
+            if directory
+            else None
+        )
         if self.log.access_log_enabled:
             self.wsgi = AccessLog(self.wsgi, self.log.access_log, release.current().id)
-
-    def _make_marker(self) -> Marker | None:
-        directory = os.environ.get(markers.DIRECTORY_VARIABLE)
-        return Marker(Path(directory), self.wsgi, release.current().id, self.cfg.workers - 1) if directory else None
 
     def _set_drain(self, seconds: float) -> None:
         self._drain = seconds
@@ -154,14 +159,19 @@ class Worker(UvicornWorker):
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = DrainingServer(self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._marker)
+        server = DrainingServer(self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._announcer)
 
         def stop() -> None:
             server.should_exit = True
 
         # uvicorn handles INT and TERM itself; QUIT, gunicorn's quick stop, would go unheard
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, stop)
-        await server.serve(sockets=self.sockets)
+        try:
+            await server.serve(sockets=self.sockets)
+        finally:
+            # a main loop that failed has not shut down
+            if self._announcer is not None:
+                self._announcer.remove()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
