@@ -75,4 +75,8 @@ class ActionModule(ActionBase):
             time.sleep(INTERVAL)
 
     def _ask(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        return dict(self._execute_module(module_name="bareforge", module_args=arguments, task_vars=task_vars))
+        answer = dict(self._execute_module(module_name="bareforge", module_args=arguments, task_vars=task_vars))
+        # the message says it all, unless it points at the lines above itself; -v shows them in any case
+        if "above" not in str(answer.get("msg", "")) and Display().verbosity == 0:
+            answer.pop("details", None)
+        return answer

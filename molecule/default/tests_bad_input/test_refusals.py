@@ -14,6 +14,7 @@ import pytest
 import yaml
 from testinfra.host import Host
 
+from tests.lab import ENVIRONMENT as ENVIRONMENT_OF_RUNS
 from tests.lab import ROOT, ask, play
 
 testinfra_hosts = ["ansible://app1"]
@@ -104,7 +105,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "AppRole that does not exist": (
         {"vault_agent_role": "nobody", "vault_agent_enroll": True},
-        "AppRole role 'nobody' does not exist at auth/approle of https://127.0.0.1:18210; "
+        f"AppRole role 'nobody' does not exist at auth/approle of {ENVIRONMENT_OF_RUNS['VAULT_ADDR']}; "
         "create it with: ansible-playbook playbooks/vault.yml",
     ),
 }  # fmt: skip
