@@ -204,7 +204,7 @@ def test_a_release_that_fails_only_for_real_is_taken_back(before: Any, host: Hos
     assert re.match(
         rf"Release {re.escape(release)} did not become ready on app1 "
         r"\(master \d+ ended before its workers were ready\); the release before it never stopped serving\. "
-        r"Last lines of its journal: .*RuntimeError: fails for real",
+        r"Last lines of its journal: .*Error: fails for real$",
         message,
     ), message
     serves_again(host, before)

@@ -35,7 +35,7 @@ def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
     restarts = {host: fleet.restarts(host) for host in HOSTS}
     activations: dict[str, str] = {}
     for number in range(REPETITIONS):
-        with fleet.witness(*HOSTS) as witness:
+        with fleet.witness(*HOSTS, rate=20) as witness:
             if number == 0:
                 fleet.good("deploy.yml", *CODE, **variants("two"))
                 activations = {host: fleet.status(host)["serving"] for host in HOSTS}
@@ -52,7 +52,7 @@ def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
         commits = {event["name"].removeprefix("commit "): event["at"] for event in result.document["events"]}
         assert check(result.records, one, two, commits) == []
         assert check(result.records, one, one, {}) != [], "the checker must be able to object"
-        with fleet.witness(*HOSTS) as witness:
+        with fleet.witness(*HOSTS, rate=20) as witness:
             if number == 0:
                 fleet.good("rollback.yml")
             else:
