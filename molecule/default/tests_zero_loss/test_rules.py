@@ -14,10 +14,10 @@ from benchmarks.trial.variants import Migration
 HOSTS = ("app1", "app2")
 
 
-def last_message(output: str) -> str:
+def refusal(output: str) -> str:
     failures = re.findall(r"^fatal: .*?FAILED! => (\{.*\})$", output, re.M)
     assert failures, output[-3000:]
-    return str(json.loads(failures[-1])["msg"])
+    return str(json.loads(failures[0])["msg"])
 
 
 def test_a_lock_of_another_controller_is_respected_and_named(fleet: Fleet, variants: Any, one: str) -> None:
@@ -27,7 +27,7 @@ def test_a_lock_of_another_controller_is_respected_and_named(fleet: Fleet, varia
     fleet.ssh("app1", f"echo '{json.dumps(lock)}' > /var/lib/forge/lock.json")
     run = fleet.play("deploy.yml", *CODE, **variants("one"))
     assert run.returncode != 0
-    message = last_message(run.stdout)
+    message = refusal(run.stdout)
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     assert re.fullmatch(
         rf"forge is locked on app1 by alice@ci \(deploy\) since {since}, \d+ s ago, "
@@ -44,7 +44,7 @@ def test_of_two_deploys_at_once_one_is_refused(fleet: Fleet, variants: Any, one:
         runs = list(pool.map(lambda _: fleet.play("deploy.yml", *CODE, **variants("one")), range(2)))
     assert sorted(run.returncode == 0 for run in runs) == [False, True]
     refused = next(run for run in runs if run.returncode)
-    assert " is locked on app1 by " in last_message(refused.stdout)
+    assert " is locked on app1 by " in refusal(refused.stdout)
     assert "changed=0" in refused.stdout
     assert fleet.status("app1")["lock"] == fleet.status("app2")["lock"] == {}
 
@@ -56,7 +56,7 @@ def database(fleet: Fleet, statement: str) -> str:
 def test_a_failing_migration_leaves_the_fleet_as_it_was(fleet: Fleet, variants: Any, one: str) -> None:
     with fleet.witness(*HOSTS, rate=20) as witness:
         run = fleet.play("deploy.yml", *CODE, **variants("failing", migration=Migration.FAILING))
-    assert last_message(run.stdout).startswith("the migration failed, no host was switched: bareforge-runtime: ")
+    assert refusal(run.stdout).startswith("the migration failed, no host was switched: bareforge-runtime: ")
     assert database(fleet, "SELECT version_num FROM alembic_version") == "0001"
     for host in HOSTS:
         assert fleet.release(host) == one
@@ -78,7 +78,7 @@ def test_a_migration_runs_once_for_the_fleet_and_a_rollback_across_it_is_judged(
     fleet.good("deploy.yml", *CODE, **variants("contract", migration=Migration.CONTRACT))
     contract = fleet.release("app1")
     run = fleet.play("rollback.yml")
-    assert last_message(run.stdout) == (
+    assert refusal(run.stdout) == (
         f"release {one} expects database revision 0001 and cannot live with revision 0002, which the database has; "
         "deploy a release that can, or restore the database first (docs/rollback.md)"
     )
@@ -89,5 +89,5 @@ def test_a_rollback_to_what_is_not_there_is_refused(fleet: Fleet, one: str) -> N
     run = fleet.play("rollback.yml", release="0.0.1-nothing")
     assert re.fullmatch(
         r"release 0\.0\.1-nothing is not among those that have served on app\d and are kept: .*; name one of them",
-        last_message(run.stdout),
+        refusal(run.stdout),
     )
