@@ -63,8 +63,8 @@ def test_unknown_variable(ansible: Ansible) -> None:
     assert status != 0
     assert words == (
         "Unknown variable(s) vault_agent_adress. Known variables of role vault_agent: vault_agent_address, "
-        "vault_agent_approle_mount, vault_agent_ca_certificate, vault_agent_enroll, vault_agent_python, "
-        "vault_agent_reader_group, vault_agent_role, vault_agent_settings, vault_agent_source, "
+        "vault_agent_approle_mount, vault_agent_ca_certificate, vault_agent_enroll, vault_agent_keep_sets, "
+        "vault_agent_python, vault_agent_reader_group, vault_agent_role, vault_agent_settings, vault_agent_source, "
         "vault_agent_start_timeout; see roles/vault_agent/README.md"
     )
 
@@ -142,13 +142,15 @@ class Etc:
         )
         return rendered.read_text()
 
-    def settle(self) -> list[str]:
+    def settle(self, *keep: str) -> list[str]:
         """Return the names of the sets that settle.yml, in check mode, takes away (-) and brings (+)."""
         role = {"name": "vault_agent", "tasks_from": "settle"}
-        task = {"name": "settle", "ansible.builtin.include_role": role}
+        task = {"name": "settle", "ansible.builtin.include_role": role, "vars": {"vault_agent_keep_sets": list(keep)}}
         run = self.run(task, arguments=("--check", "--diff"))
         differences = [sign + name for sign, name in re.findall(r'^([-+]) {8}"(\w+)": {', run.output, re.MULTILINE)]
-        assert run.result("Configure the agent for the current settings only")["changed"] is bool(differences)
+        assert run.result("Configure the agent for the current settings and those that are kept")["changed"] is bool(
+            differences
+        )
         return differences
 
 
@@ -201,6 +203,11 @@ def test_settle_drops_the_other_sets_once(etc: Etc) -> None:
     assert sorted(etc.settle()) == ["-0123456789ab", "-b"]
     etc.live({**ACCESS, "sets": {SET: SETTINGS}})
     assert etc.settle() == []
+
+
+def test_settle_keeps_what_a_rollback_would_read(etc: Etc) -> None:
+    etc.live({**ACCESS, "sets": {**BEFORE, SET: SETTINGS}})
+    assert etc.settle("b", "gone") == ["-0123456789ab"]
 
 
 def test_settle_in_check_mode_before_the_first_deploy(etc: Etc) -> None:

@@ -18,12 +18,10 @@ from benchmarks.killing import KILL_MODULES, Runner
 from benchmarks.trial.variants import Fault
 
 HOSTS = ("app1", "app2")
-# The cause that the message has to name. Faults of import and settings: tests_bad_input, tests/benchmarks; all of them
-# under load: benchmarks/zero_loss.py.
+# The cause that the message has to name. The other faults: tests_bad_input, tests/benchmarks; all of them under load:
+# benchmarks/zero_loss.py.
 CAUSES = {
-    Fault.LIFESPAN: "the application failed at startup: trial: fault lifespan; ",
     Fault.NOT_READY: "the application is not ready: GET /ready answered 503; ",
-    Fault.HANG: "the application did not become ready within 12 s; ",
     Fault.CRASH: "the application became ready and ended ",
 }
 
