@@ -93,6 +93,13 @@ class Fleet:
             time.sleep(1)
         return self._differences(host)
 
+    def wait_for_truth(self, host: str, seconds: float = 60) -> list[str]:
+        """What is still wrong on a host when the time is over, as truth() says it; empty as soon as nothing is."""
+        deadline = time.monotonic() + seconds
+        while (wrong := self.truth(host)) and time.monotonic() < deadline:
+            time.sleep(1)
+        return wrong
+
     def _differences(self, host: str) -> list[str]:
         found = self.status(host)
         pid = self.ssh(host, f"cat /run/{self.name}/gunicorn/gunicorn.pid").strip()
