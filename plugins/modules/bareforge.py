@@ -783,7 +783,8 @@ def activate(
     origin = read_json(paths.state / "state.json").get("serving", "")
     running = unit_properties(paths.service).get("ActiveState") in ("active", "reloading")
     if origin == target and running and not force:
-        link_units(paths)
+        if link_units(paths):
+            call(["systemctl", "daemon-reload"])
         return {"changed": False, "activation": target, "previous": origin, "method": "none"}
     method = choose_method(paths, origin, target, prefer, running)
     switch = Switch(paths, origin, target, method, action, run)

@@ -136,7 +136,7 @@ class Etc:
             {
                 "name": "probe",
                 "ansible.builtin.template": {"src": str(ROLE / "templates/config.json.j2"), "dest": str(rendered)},
-                "vars": {"__vault_agent_ca_directory": str(self.directory)},
+                "vars": {"__vault_agent_directory": str(self.directory)},
             },
             settings=settings,
         )
@@ -231,7 +231,8 @@ def test_unit_is_valid_and_confined(ansible: Ansible, tmp_path: Path) -> None:
     variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
     variables = {name: value for name, value in variables.items() if "{{" not in str(value)}
     # stands for the release, so that the executable exists
-    variables["__vault_agent_root"] = str(tmp_path / "root")
+    variables["__vault_agent_program"] = str(tmp_path / "root/current")
+    variables["__vault_agent_directory"] = "/etc/bareforge-agent"
     python = tmp_path / "root/current/venv/bin/python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)

@@ -9,7 +9,8 @@ import time
 from benchmarks.fleet import Fleet, FleetError
 
 
-def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet, one: str) -> None:
+def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet) -> None:
+    release = fleet.release("app2")
     engine = os.environ.get("LAB_ENGINE", "podman")
     fleet.ssh("app2", "sync")
     name = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-app2"
@@ -19,7 +20,7 @@ def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet, one: str) -> None
         assert time.monotonic() < deadline
         time.sleep(2)
     assert fleet.truth("app2") == []
-    assert fleet.release("app2") == one
+    assert fleet.release("app2") == release
 
 
 def came_back(fleet: Fleet) -> bool:
