@@ -6,7 +6,7 @@ import bisect
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -235,9 +235,16 @@ class Point(NamedTuple):
     name: str
 
 
-def plan_points(tasks: Sequence[str], every: int, inside: str, delays: Sequence[float]) -> list[Point]:
-    """Return each `every`th task boundary, and for each task whose name ends with `inside` the moments in it."""
-    points = [Point(number, 0, tasks[number - 1]) for number in range(1, len(tasks) + 1, every)]
+def plan_points(
+    tasks: Sequence[str], every: int, inside: str, delays: Sequence[float], controller: Collection[int] = ()
+) -> list[Point]:
+    """Return each `every`th task boundary, and for each task whose name ends with `inside` the moments in it.
+
+    controller: numbers of the tasks that reach no host. The boundary after such a task is left out: every host is as it
+    was at the one before it.
+    """
+    boundaries = [number for number in range(1, len(tasks) + 1) if number - 1 not in controller]
+    points = [Point(number, 0, tasks[number - 1]) for number in boundaries[::every]]
     switches = [number for number, name in enumerate(tasks, 1) if name.endswith(inside)]
     return points + [Point(number, delay, tasks[number - 1]) for number in switches for delay in delays]
 

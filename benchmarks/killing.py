@@ -30,11 +30,15 @@ KILL_MODULES = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended: its status (-9 where it was killed), its output, the names of the tasks it began."""
+    """A run that has ended: its status (-9 where it was killed), its output, the names of the tasks it began.
+
+    controller: the numbers, from 1, of the tasks that reach no host.
+    """
 
     status: int
     output: str
     tasks: list[str]
+    controller: frozenset[int]
 
     @property
     def killed(self) -> bool:
@@ -80,8 +84,9 @@ class Runner:
         finally:
             if point:
                 end_processes(file)
-        tasks = [line.partition(" ")[2] for line in file.read_text().splitlines()]
-        return Run(done.returncode, done.stdout + done.stderr, tasks)
+        lines = [line.split(" ", 2) for line in file.read_text().splitlines()]
+        controller = frozenset(int(number) for number, place, _ in lines if place == "controller")
+        return Run(done.returncode, done.stdout + done.stderr, [name for _, _, name in lines], controller)
 
     def good(self, playbook: Path, *arguments: str, **variables: Any) -> Run:
         """Run a playbook that has to succeed. Raises FleetError."""

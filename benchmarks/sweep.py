@@ -44,6 +44,8 @@ IDLE_RUN_EVERY = 5
 MAXIMUM_FINDINGS = 25
 # Seconds within which the load balancer has to see both hosts.
 BALANCED = 30.0
+# End of the name of the task that is killed in its midst too.
+SWITCH = "Switch to the release, or keep what serves"
 # A reboot reads the units anew too.
 REBOOT = "systemctl daemon-reload && systemctl restart {name}"
 
@@ -69,13 +71,12 @@ class Findings:
 class Subject:
     """A playbook whose runs are killed, and what is to be so around them; points are numbered from 1.
 
-    inside: end of the name of the task that is killed in its midst too. variables: of the run at a point, 0 being the
+    variables: of the run at a point, 0 being the
     one that counts the tasks. before: brings the hosts to where a run begins. new: the release afterwards, empty where
     only the run tells. deployed: variables with which deploy.yml changes nothing afterwards.
     """
 
     playbook: str
-    inside: str
     variables: Callable[[int], dict[str, Any]]
     before: Callable[[], object]
     new: str
@@ -90,15 +91,12 @@ def sweep(session: Session) -> list[Row]:
         return session.variables(f"sweep.{number}", asgi_app_soak=0)
 
     session.serve("one")
-    deploy = Subject(
-        "deploy.yml", "Switch to the release, or keep what serves", release, lambda: None, new="", deployed=release
-    )
+    deploy = Subject("deploy.yml", release, lambda: None, new="", deployed=release)
     rows = [_sweep(session, deploy)]
     session.ensure("one", "two")
     one = session.releases["one"]
     rollback = Subject(
         "rollback.yml",
-        "Switch back",
         # by its name: a rerun must not go back further
         lambda _: {"release": one},
         lambda: session.serve("two"),
@@ -112,8 +110,8 @@ def _sweep(session: Session, subject: Subject) -> Row:
     runner = Runner(session.fleet, session.directory)
     subject.before()
     session.say(f"kill sweep: counting the tasks of {subject.playbook}")
-    tasks = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0)).tasks
-    points = plan_points(tasks, session.every, subject.inside, DELAYS)
+    whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0))
+    points = plan_points(whole.tasks, session.every, SWITCH, DELAYS, whole.controller)
     tally, findings = Tally(), Findings()
     done = 0
     for number, point in enumerate(points, 1):

@@ -2,7 +2,8 @@
 
 BAREFORGE_KILL_AT: at which task start to die: its number from 1, or its name ("NAME #2" for the second); unset: never.
 BAREFORGE_KILL_AFTER: seconds to wait first, so that the task is under way on the hosts.
-BAREFORGE_TASKS: file that gets one line "NUMBER TASK" for each task start.
+BAREFORGE_TASKS: file that gets one line "NUMBER PLACE TASK" for each task start; PLACE is "controller" for a task that
+reaches no host, else "host".
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ description: For tests of what a dead controller leaves behind.
 """
 
 
+CONTROLLER_ACTIONS = {
+    "assert",
+    "debug",
+    "fail",
+    "include_role",
+    "include_tasks",
+    "meta",
+    "set_fact",
+    "validate_argument_spec",
+}
+
+
 class CallbackModule(CallbackBase):
     """Counts the starts of tasks and ends the run at one of them."""
 
@@ -42,7 +55,8 @@ class CallbackModule(CallbackBase):
         self._count += 1
         if file := os.environ.get("BAREFORGE_TASKS"):
             with Path(file).open("a") as handle:
-                handle.write(f"{self._count} {task.get_name()}\n")
+                place = "controller" if task.action.rpartition(".")[2] in CONTROLLER_ACTIONS else "host"
+                handle.write(f"{self._count} {place} {task.get_name()}\n")
         self._seen[task.get_name()] += 1
         names = {str(self._count), f"{task.get_name()} #{self._seen[task.get_name()]}"}
         if self._seen[task.get_name()] == 1:

@@ -158,7 +158,9 @@ def main() -> None:
         for path, target in module.params["links"].items():
             files.link(path, target)
     except OSError as failure:
-        module.fail_json(msg=f"cannot write {failure.filename}: {failure.strerror}; correct it on the host and run again")
+        module.fail_json(
+            msg=f"cannot write {failure.filename}: {failure.strerror}; correct it on the host and run again"
+        )
     module.exit_json(changed=bool(files.paths), paths=files.paths, diff=files.diff)
 
 

@@ -272,6 +272,9 @@ def test_points_are_every_nth_boundary_and_the_inside_of_the_switch() -> None:
     assert [(point.task, point.after) for point in plan_points(tasks, 4, "Switch", (0.5, 3))] == [
         (1, 0), (5, 0), (3, 0.5), (3, 3), (5, 0.5), (5, 3),
     ]  # fmt: skip
+    # a host is after 2, which reaches none, as it was before it
+    assert [point.task for point in plan_points(tasks, 1, "Switch", (), {2, 5})] == [1, 2, 4, 5]
+    assert [point.task for point in plan_points(tasks, 2, "Switch", (), {2})] == [1, 4, 6]
 
 
 # ------------------------------------------------------------------------------------------------------------- output

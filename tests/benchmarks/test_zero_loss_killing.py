@@ -45,6 +45,7 @@ def test_a_run_to_its_end_names_its_tasks(runner: Runner, tmp_path: Path) -> Non
     run = runner.good(tmp_path / "play.yml", traces=f"{tmp_path}/traces", seconds=0, refuse=False)
     assert (run.status, run.killed) == (0, False)
     assert run.tasks == ["Leave a trace", "Take a minute", "Refuse"]
+    assert run.controller == {3}
     with pytest.raises(FleetError, match=r"play\.yml failed"):
         runner.good(tmp_path / "play.yml", traces=f"{tmp_path}/traces", seconds=0, refuse=True)
 
