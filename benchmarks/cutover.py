@@ -53,6 +53,28 @@ def repeat(
 
 def release(session: Session, plot: Path | None = None) -> list[Row]:
     """The engine's hand-over to another release and back to the one before, on both hosts at the same time."""
+    result, rows = _there_and_back(session, "release", "rollback", session.repetitions)
+    if plot:
+        plot.write_text(page(result.document, result.records, f"Release and rollback: {result.line}"))
+    return rows
+
+
+def unkept(session: Session) -> list[Row]:
+    """Release and rollback where nginx opens a connection to the application for each request."""
+    session.serve("one")
+    site = ("--skip-tags", "secrets")
+    try:
+        session.say("nginx without upstream keep-alive")
+        session.fleet.good("deploy.yml", *site, **session.variables("one", nginx_site_upstream_keepalive=0))
+        return _there_and_back(
+            session, "release, no keep-alive", "rollback, no keep-alive", max(1, session.repetitions // 4)
+        )[1]
+    finally:
+        session.fleet.good("deploy.yml", *site, **session.variables("one"))
+
+
+def _there_and_back(session: Session, there: str, back: str, repetitions: int) -> tuple[Result, list[Row]]:
+    """Hand over from variant one to two and back; there, back: names of the rows."""
     session.ensure("one", "two")
     one, two = session.serve("one"), session.releases["two"]
     name = session.fleet.name
@@ -62,14 +84,12 @@ def release(session: Session, plot: Path | None = None) -> list[Row]:
             lambda host: session.fleet.ssh(host, f"bareforge activate {name} {session.activation('two', host)}")
         )
 
-    events = [("release", switch, two), ("rollback", lambda: session.ssh_all(f"bareforge rollback {name}"), one)]
-    result, windows, problems = repeat(session, session.repetitions, events)
+    events = [(there, switch, two), (back, lambda: session.ssh_all(f"bareforge rollback {name}"), one)]
+    result, windows, problems = repeat(session, repetitions, events)
     seen = set(result.document["releases"])
     if not problems and seen != {one, two}:
         problems.append(f"answers came from {', '.join(sorted(seen))} instead of {one} and {two}")
-    if plot:
-        plot.write_text(page(result.document, result.records, f"Release and rollback: {result.line}"))
-    return [
+    return result, [
         make_row(
             kind,
             sum(window.name == kind for window in windows),
@@ -77,7 +97,7 @@ def release(session: Session, plot: Path | None = None) -> list[Row]:
             problems,
             latency=True,
         )
-        for kind in ("release", "rollback")
+        for kind in (there, back)
     ]
 
 

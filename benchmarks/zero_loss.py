@@ -45,6 +45,7 @@ def sections(plot: Path | None) -> dict[str, Callable[[Session], list[Row]]]:
     """The sections by name, in their order. The sweeps come last: they bring releases of their own."""
     return {
         "release": lambda session: cutover.release(session, plot),
+        "unkept": cutover.unkept,
         "reload": cutover.reload,
         "recycle": cutover.recycle,
         "nginx": cutover.nginx,

@@ -82,40 +82,38 @@ class Files:
 
     def file(self, path: str, content: str, mode: str) -> None:
         """Replace a file whose content differs; the new one is on the disk before it takes the name."""
-        wanted = content.encode()
-        try:
-            held: bytes | None = Path(path).read_bytes()
-        except FileNotFoundError:
-            held = None
+        place, wanted = Path(path), content.encode()
+        held = place.read_bytes() if place.exists() else None
         if held != wanted:
             self._note(path, (held or b"").decode(errors="replace"), content)
             if self._module.check_mode:
                 return
-            with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=".bareforge-", delete=False) as new:
+            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".bareforge-", delete=False) as new:
                 new.write(wanted)
                 new.flush()
                 os.fsync(new.fileno())
             # with the mode it is to have: nobody may see it with another one
-            os.chmod(new.name, int(mode, 8))
+            Path(new.name).chmod(int(mode, 8))
             self._module.atomic_move(new.name, path, keep_dest_attrs=False)
         self._attributes(path, mode)
 
     def link(self, path: str, target: str) -> None:
         """Point a symbolic link to its target."""
-        if os.path.lexists(path) and not os.path.islink(path):
+        place = Path(path)
+        if not place.is_symlink() and place.exists():
+            kind = "directory" if place.is_dir() else "file"
             self._module.fail_json(
-                msg=f"{path} is to be a link to {target} but is a {'directory' if os.path.isdir(path) else 'file'}; "
-                "move it away and run again"
+                msg=f"{path} is to be a link to {target} but is a {kind}; move it away and run again"
             )
-        held = os.readlink(path) if os.path.islink(path) else ""
+        held = str(place.readlink()) if place.is_symlink() else ""
         if held == target:
             return
         self._note(path, f"{held}\n" if held else "absent\n", f"{target}\n")
         if not self._module.check_mode:
-            beside = f"{path}.bareforge-new"
-            Path(beside).unlink(missing_ok=True)
-            os.symlink(target, beside)
-            os.replace(beside, path)
+            beside = Path(f"{path}.bareforge-new")
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(target)
+            beside.replace(path)
 
     def _note(self, path: str, before: str, after: str) -> None:
         self.paths.append(path)

@@ -1,44 +1,50 @@
 #!/usr/bin/python
-"""Keep one object of Vault as declared: a mount, a policy, a role, a database connection, a secret."""
+"""Keep objects of Vault as declared: mounts, policies, roles, database connections, secrets."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vault_object
-short_description: Keep one object of Vault as declared
+short_description: Keep one object of Vault, or several in order, as declared
 description:
   - Reads the object, compares the declared keys and writes the whole document if one of them differs.
   - Durations, lists against comma-separated strings, the order of lists and white space of policies are not
     differences, except in the contents of a KV v2 secret.
   - Mounts (C(sys/mounts/X), C(sys/auth/X)) are created once and tuned from then on.
   - A KV v2 secret keeps the keys that are not declared.
+  - Several objects take one execution and one connection; they are applied in the order given, so a mount comes
+    before what it holds.
   - Runs on the controller and needs its hvac.
 options:
-  path:
-    description: Path of Vault's API without v1, such as C(auth/approle/role/web1) or C(secret/data/forge).
-    type: str
-    required: true
-  data: {description: The body as Vault's API documents it., type: dict, default: {}}
-  secret_data:
+  objects:
     description:
-      - Merged into what is written; never compared, never shown.
-      - An empty value is refused when it would be written.
-    type: dict
-    default: {}
-  secret_data_create_only:
-    description:
-      - Write O(secret_data) only when the object does not exist yet; later writes leave it to Vault.
-      - For the first password of a database connection, which Vault may have rotated since.
-    type: bool
-    default: false
-  create_only: {description: Leave an existing object as it is., type: bool, default: false}
-  generate:
-    description:
-      - "KV v2 only: key names and lengths."
-      - A key the secret lacks is written with so many random hexadecimal digits.
-      - Existing keys are never changed. The values are made here and never shown.
-    type: dict
-    default: {}
+      - The objects, each with the keys that a single one has; instead of O(path) and the other keys.
+      - When one fails, the message names it and those written before it; later ones are not touched. Repeat the run.
+    type: list
+    elements: dict
+    suboptions: &object
+      path:
+        description: Path of Vault's API without v1, such as C(auth/approle/role/web1) or C(secret/data/forge).
+        type: str
+      data: {description: The body as Vault's API documents it; nothing by default., type: dict}
+      secret_data:
+        description:
+          - Merged into what is written; never compared, never shown.
+          - An empty value is refused when it would be written.
+        type: dict
+      secret_data_create_only:
+        description:
+          - Write O(secret_data) only when the object does not exist yet; later writes leave it to Vault.
+          - For the first password of a database connection, which Vault may have rotated since.
+        type: bool
+      create_only: {description: Leave an existing object as it is., type: bool}
+      generate:
+        description:
+          - "KV v2 only: key names and lengths."
+          - A key the secret lacks is written with so many random hexadecimal digits.
+          - Existing keys are never changed. The values are made here and never shown.
+        type: dict
+  <<: *object
   address: {description: URL of Vault; default is C(VAULT_ADDR)., type: str}
   token:
     description:
@@ -64,25 +70,69 @@ EXAMPLES = r"""
   vault_object:
     path: secret/data/forge
     generate: {secret_key: 64}
+
+- name: Enable an engine and put a secret into it
+  vault_object:
+    objects:
+      - {path: sys/mounts/secret, data: {type: kv, options: {version: "2"}}}
+      - {path: secret/data/forge, generate: {secret_key: 64}}
 """
 
 RETURN = r"""
-created: {description: Whether the object did not exist before., type: bool, returned: success}
-differing: {description: Names of the keys that differed., type: list, returned: success}
+created: {description: Whether the object did not exist before., type: bool, returned: success with path}
+differing: {description: Names of the keys that differed., type: list, returned: success with path}
+objects:
+  description: Path, changed, created and differing of each object; those before the failed one after a failure.
+  type: list
+  returned: with objects
 """
 
 import re
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment
 from ansible.module_utils.bareforge_vault_compare import differing, merge
-from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.parameters import env_fallback
 
 MOUNT = re.compile(r"^sys/(mounts|auth)/")
 KV = re.compile(r"^(?!sys/|auth/)[^/].*?/data/")
 GENERATED_DIGITS = range(16, 1025)
 """Lengths that can be asked for: 64 bits of randomness at least, what one line of a file can hold at most."""
+
+OBJECT: dict[str, dict[str, Any]] = {
+    "path": {"type": "str"},
+    "data": {"type": "dict"},
+    "secret_data": {"type": "dict", "no_log": True},
+    "secret_data_create_only": {"type": "bool", "no_log": False},
+    "create_only": {"type": "bool"},
+    "generate": {"type": "dict"},
+}
+"""Options that declare one object, without defaults: Ansible would take a default for given beside O(objects)."""
+
+
+class Declared(NamedTuple):
+    """One object as it should be."""
+
+    path: str
+    data: dict[str, Any]
+    secret_data: dict[str, Any]
+    secret_data_create_only: bool
+    create_only: bool
+    generate: dict[str, Any]
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Declared:
+        """Take the options of OBJECT; what is not given is empty or false."""
+        return cls(
+            path=options["path"].strip("/"),
+            data=options["data"] or {},
+            secret_data=options["secret_data"] or {},
+            secret_data_create_only=bool(options["secret_data_create_only"]),
+            create_only=bool(options["create_only"]),
+            generate=options["generate"] or {},
+        )
 
 
 class VaultObject:
@@ -90,7 +140,7 @@ class VaultObject:
 
     def __init__(self, vault: Vault, path: str) -> None:
         self.vault = vault
-        self.path = path.strip("/")
+        self.path = path
         self.is_mount = bool(MOUNT.match(self.path))
         self.is_kv = bool(KV.match(self.path))
 
@@ -129,25 +179,17 @@ class VaultObject:
         self.vault.write(f"{self.path}/tune", {**body.get("config", {}), **tunable})
 
 
-def ensure(
-    vault: Vault,
-    path: str,
-    data: dict[str, Any],
-    secret_data: dict[str, Any],
-    generate: dict[str, Any],
-    create_only: bool,
-    secret_data_create_only: bool,
-    check_mode: bool,
-) -> dict[str, Any]:
-    """Bring the object at path to what is declared; return the module's result."""
-    target = VaultObject(vault, path)
+def ensure(vault: Vault, declared: Declared, check_mode: bool) -> dict[str, Any]:
+    """Bring one object to what is declared; return the module's result for it."""
+    data = declared.data
+    target = VaultObject(vault, declared.path)
     current = target.current()
     created = current is None
-    if current is not None and create_only:
+    if current is not None and declared.create_only:
         return {"changed": False, "created": False, "differing": []}
 
     wanted = differing(data, current or {}, exact=target.is_kv)
-    generated = missing_keys(target, current, generate)
+    generated = missing_keys(target, current, declared.generate)
     changed = created or bool(wanted or generated)
     result = {
         "changed": changed,
@@ -159,9 +201,9 @@ def ensure(
         return result
 
     body = data
-    if created or not secret_data_create_only:
-        refuse_empty(target.path, secret_data)
-        body = merge(body, secret_data)
+    if created or not declared.secret_data_create_only:
+        refuse_empty(target.path, declared.secret_data)
+        body = merge(body, declared.secret_data)
     if check_mode:
         return result
     if generated:
@@ -219,34 +261,76 @@ def difference(
     return {**header, "before": before, "after": after}
 
 
+def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the module's result for a list: what became of each object, the differences of those that changed."""
+    changed = [one for one in done if one["changed"]]
+    return {
+        "changed": bool(changed),
+        "objects": [{key: one[key] for key in ("path", "changed", "created", "differing")} for one in done],
+        "diff": [one["diff"] for one in changed],
+    }
+
+
+def progress(declared: list[Declared], done: list[dict[str, Any]], check_mode: bool) -> str:
+    """Say at which object of a list a run ended and what it had written by then."""
+    written = [] if check_mode else [one["path"] for one in done if one["changed"]]
+    before = f"written before it: {', '.join(written)}" if written else "nothing was written before it"
+    return f"(at object {len(done) + 1} of {len(declared)}, {declared[len(done)].path}; {before})"
+
+
+class Module(AnsibleModule):
+    """Keeps the arguments out of syslog: in the text of a list Ansible misses secrets with quotes or backslashes."""
+
+    def log(self, msg: str, log_args: dict[str, Any] | None = None) -> None:
+        """Log the message; of an invocation (with log_args) only the paths."""
+        if log_args is not None:
+            several = self.params["objects"]
+            msg = "Invoked for " + ", ".join(one["path"] for one in ([self.params] if several is None else several))
+        super().log(msg)  # type: ignore[no-untyped-call]
+
+
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
+    module = Module(  # type: ignore[no-untyped-call]
         argument_spec={
-            "path": {"type": "str", "required": True},
-            "data": {"type": "dict", "default": {}},
-            "secret_data": {"type": "dict", "default": {}, "no_log": True},
-            "secret_data_create_only": {"type": "bool", "default": False, "no_log": False},
-            "create_only": {"type": "bool", "default": False},
-            "generate": {"type": "dict", "default": {}},
+            **OBJECT,
+            "objects": {
+                "type": "list",
+                "elements": "dict",
+                "options": {**OBJECT, "path": {"type": "str", "required": True}},
+            },
             "address": {"type": "str", "fallback": (env_fallback, ["VAULT_ADDR"])},
             "token": {"type": "str", "no_log": True},
             "ca_certificate": {"type": "path", "fallback": (env_fallback, ["VAULT_CACERT"])},
         },
+        mutually_exclusive=[("objects", key) for key in OBJECT],
+        required_one_of=[("objects", "path")],
         supports_check_mode=True,
     )
-    given = dict(module.params)
+    given, check_mode = module.params, module.check_mode
+    several = given["objects"] is not None
+    declared = [Declared.from_options(one) for one in (given["objects"] if several else [given])]
+    done: list[dict[str, Any]] = []
     try:
         vault = Vault(
-            given.pop("address") or "",
-            given.pop("token") or token_from_environment(),
-            given.pop("ca_certificate") or "",
-            purpose=f"write {given['path']}",
+            given["address"] or "",
+            given["token"] or token_from_environment(),
+            given["ca_certificate"] or "",
+            purpose=f"write {', '.join(one.path for one in declared)}",
         )
-        result = ensure(vault, check_mode=module.check_mode, **given)
     except VaultAccessError as failure:
         module.fail_json(msg=str(failure))
-    module.exit_json(**result)
+    try:
+        for one in declared:
+            done.append({"path": one.path, **ensure(vault, one, check_mode)})
+    except VaultAccessError as failure:
+        if not several:
+            module.fail_json(msg=str(failure))
+        module.fail_json(msg=f"{failure} {progress(declared, done, check_mode)}", **summary(done))
+    if several:
+        module.exit_json(**summary(done))
+    # a result with a path of its own would be taken for a file
+    module.exit_json(**{key: value for key, value in done[0].items() if key != "path"})
 
 
 if __name__ == "__main__":

@@ -312,7 +312,7 @@ def test_sections_are_run_in_their_order_whatever_the_order_they_are_named_in() 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "releases"], "--only names releases; there are release, reload"),
+        (["--only", "releases"], "--only names releases; there are release, unkept, reload"),
         (["--repetitions", "0"], "--repetitions is 0; it must be from 1 to 60"),
         (["--repetitions", "61"], "--repetitions is 61"),
         (["--every", "0"], "--every is 0; it must be at least 1"),

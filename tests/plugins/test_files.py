@@ -53,12 +53,12 @@ def test_everything_is_there_after_the_first_run_and_untouched_by_the_second(
     modes = {path: (tmp_path / path).stat().st_mode & 0o777 for path in ("etc", "etc/staged", "etc/config.json")}
     assert modes == {"etc": 0o755, "etc/staged": 0o755, "etc/config.json": 0o644}
     assert os.access(tmp_path / "etc/staged/tool", os.X_OK)
-    assert os.readlink(tmp_path / "current") == "releases/one"
+    assert (tmp_path / "current").readlink() == Path("releases/one")
     before = {path: os.lstat(path) for path in paths}
     second = write(**declared(tmp_path))
     assert (second["changed"], second["paths"], second["diff"]) == (False, [], [])
     assert {path: os.lstat(path) for path in paths} == before
-    assert sorted(os.listdir(tmp_path / "etc")) == ["config.json", "staged"]
+    assert sorted(path.name for path in (tmp_path / "etc").iterdir()) == ["config.json", "staged"]
 
 
 def test_check_mode_says_the_same_and_writes_nothing(write: Write, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_only_what_differs_changes_and_the_diff_shows_it(write: Write, tmp_path:
             (str(tmp_path / "current"), "releases/one\n", "releases/two\n"),
         )
     ]
-    assert os.readlink(tmp_path / "current") == "releases/two"
+    assert (tmp_path / "current").readlink() == Path("releases/two")
 
 
 def test_a_mode_that_somebody_changed_is_corrected(write: Write, tmp_path: Path) -> None:

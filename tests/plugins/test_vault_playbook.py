@@ -144,6 +144,31 @@ def changed(run: Run) -> int:
     return int(found.group(1))
 
 
+WRITING = "Write mounts, policy, roles of the hosts, generated secrets and the lease of database users"
+OBJECTS = [
+    "sys/mounts/secret",
+    "sys/mounts/team",
+    "sys/auth/approle",
+    "sys/policies/acl/forge",
+    "auth/approle/role/web1",
+    "auth/approle/role/second",
+    "secret/data/forge",
+    "sys/mounts/database",
+    "database/config/forge",
+    "database/roles/forge",
+]
+
+
+def written(run: Run) -> list[str]:
+    """Return the paths that changed, in order."""
+    assert run.status == 0, run.output
+    named = run.tasks.get("Name what changed", {}).get("msg", [])
+    result = run.result(WRITING)
+    assert named == [one["path"] for one in result["objects"] if one["changed"]]
+    assert result["changed"] is (named != [])
+    return list(named)
+
+
 def login(server: Server, role: str) -> hvac.Client:
     role_id = server.read(f"auth/approle/role/{role}/role-id")["role_id"]
     secret_id = server.write(f"auth/approle/role/{role}/secret-id")["data"]["secret_id"]
@@ -156,7 +181,7 @@ def login(server: Server, role: str) -> hvac.Client:
 def test_second_run_changes_nothing(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     variables = inventory(database)
     first = configure(ansible, empty_vault, variables, "-vvv", "--diff")
-    assert changed(first) > 0
+    assert written(first) == OBJECTS
     made = empty_vault.read("secret/data/forge")["data"]
     assert re.fullmatch("[0-9a-f]{64}", made["secret_key"])
     for canary in (made["secret_key"], ADMIN_PASSWORD, empty_vault.root_token):
@@ -171,8 +196,9 @@ def test_second_run_changes_nothing(empty_vault: Server, database: Database, ans
         "vault_token_period": "2h",
         "vault_database": {**variables["vault_database"], "ttl": "2h"},
     }
-    assert changed(configure(ansible, empty_vault, longer, "--check")) == 2
-    assert changed(configure(ansible, empty_vault, longer, VAULT_DATABASE_PASSWORD="")) == 2
+    differ = ["auth/approle/role/web1", "auth/approle/role/second", "database/roles/forge"]
+    assert written(configure(ansible, empty_vault, longer, "--check")) == differ
+    assert written(configure(ansible, empty_vault, longer, VAULT_DATABASE_PASSWORD="")) == differ
     assert empty_vault.read("secret/data/forge")["data"] == made
 
 
@@ -209,7 +235,7 @@ def test_hosts_get_what_is_declared_and_nothing_else(empty_vault: Server, databa
 
 
 def test_check_mode_on_an_empty_vault_writes_nothing(empty_vault: Server, database: Database, ansible: Ansible) -> None:
-    assert changed(configure(ansible, empty_vault, inventory(database), "--check")) > 5
+    assert written(configure(ansible, empty_vault, inventory(database), "--check", "--diff")) == OBJECTS
     assert "secret/" not in empty_vault.read("sys/mounts")
     assert "approle/" not in empty_vault.read("sys/auth")
 
@@ -219,14 +245,15 @@ def test_documented_rights_are_enough(empty_vault: Server, database: Database, a
     del variables["vault_agent_settings"]["FORGE_MAIL_KEY"]
     rights = (ROOT / "docs/vault.md").read_text().split("```hcl\n")[1].split("```")[0]
     token = empty_vault.token(rights)
-    assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) > 5
+    expected = [path for path in OBJECTS if path != "sys/mounts/team"]
+    assert written(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) == expected
     assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) == 0
 
 
 def test_without_a_database(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     variables = inventory(database)
     del variables["vault_database"], variables["vault_agent_settings"]["FORGE_DATABASE_URL"]
-    assert changed(configure(ansible, empty_vault, variables)) > 0
+    assert written(configure(ansible, empty_vault, variables)) == [path for path in OBJECTS if "database" not in path]
     assert "database/" not in empty_vault.read("sys/mounts")
 
 

@@ -34,7 +34,7 @@ class Variants:
         if not source.exists():
             make(ROOT / "app", self._directory, name=name, fault=fault, migration=migration)
         # workers are replaced all the time, under every test
-        return trial(source, SETTINGS, asgi_app_max_requests=400, asgi_app_soak=7, **changes)
+        return trial(source, SETTINGS, **{"asgi_app_max_requests": 400, "asgi_app_soak": 1, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def messages(fleet: Fleet, variants: Any, one: str) -> dict[Fault, str]:
     def attempt(host: str, faults: list[Fault]) -> dict[Fault, str]:
         found = {}
         for fault in faults:
-            broken = variants(fault.name.lower().replace("_", "."), fault, asgi_app_start_timeout=12)
+            broken = variants(fault.name.lower().replace("_", "."), fault, asgi_app_start_timeout=12, asgi_app_soak=7)
             run = fleet.play("deploy.yml", *CODE, "--limit", host, **broken)
             assert run.returncode != 0, run.stdout[-3000:]
             found[fault] = last_message(run)
