@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from plugins.module_utils.bareforge_bundle import Plan, Target, build_layer, build_release, make_plan
+from plugins.modules import bareforge_release
 from plugins.modules.bareforge_release import ReleaseError, complete, present, probe, prune
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +69,42 @@ def test_an_interrupted_installation_does_not_count_and_is_repaired(tmp_path: Pa
     assert facts["releases"] == facts["layers"] == []
     assert install(tmp_path, plan, cache) == release
     assert probe(tmp_path, sys.executable)["releases"] == [plan.release_id]
+
+
+def test_a_full_disk_is_refused_before_anything_is_installed(
+    tmp_path: Path, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a disk that is really full: molecule/default/tests_zero_loss/test_failures.py."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9_000_000))
+    with pytest.raises(ReleaseError) as refused:
+        install(tmp_path, plan, cache)
+    assert re.fullmatch(
+        rf"{tmp_path} has 9 MB left and the installation takes up to 2\d MB; "
+        "free space, or keep fewer releases, and run again",
+        str(refused.value),
+    )
+    assert [*(tmp_path / "layers").iterdir()] == []
+
+
+def test_what_fails_half_way_leaves_nothing(
+    tmp_path: Path, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bareforge_release._run
+
+    def fail(command: list[str], doing: str) -> None:
+        if doing == "compiling the application":
+            raise ReleaseError("no space left")
+        run(command, doing)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bareforge_release, "_run", fail)
+        with pytest.raises(ReleaseError, match="no space left"):
+            install(tmp_path, plan, cache)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "layers", "releases"]
+    assert [*(tmp_path / "releases").iterdir()] == []
+    assert probe(tmp_path, sys.executable)["layers"] == [plan.layer]
+    assert install(tmp_path, plan, cache).is_dir()
 
 
 def test_a_damaged_bundle_is_refused(tmp_path: Path, plan: Plan, cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -91,6 +92,68 @@ def test_one_bad_host_takes_the_fleet_back(fleet: Fleet, variants: Any, one: str
     assert "revert" in fleet.ssh("app1", "bareforge history forge | tail -1")
     result = witness.result()
     assert result.document["failed"] == 0, (result.line, result.details)
+
+
+HOOK = """
+- name: Lose the host in the middle of the run
+  ansible.builtin.command: {engine} exec {container} sh -c 'systemctl stop ssh; pkill -KILL sshd; true'
+  delegate_to: localhost
+  become: false
+  when: inventory_hostname == 'app2'
+"""
+
+
+def test_a_host_that_is_lost_takes_the_fleet_back(fleet: Fleet, variants: Any, one: str, tmp_path: Path) -> None:
+    """Ansible rescues no host that it cannot reach: app1 has switched, and nobody would take it back."""
+    engine = os.environ.get("LAB_ENGINE", "podman")
+    container = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-app2"
+    hook = tmp_path / "lose.yml"
+    hook.write_text(HOOK.format(engine=engine, container=container))
+    try:
+        with fleet.witness("app1", rate=20) as witness:
+            run = fleet.play("deploy.yml", *CODE, **variants("two", deploy_drain=str(hook)))
+    finally:
+        subprocess.run([engine, "exec", container, "systemctl", "start", "ssh"], check=True, timeout=60)
+    assert run.returncode != 0
+    assert last_message(run) == (
+        "app2 could not be reached any more and has not switched, so the others are taken back; "
+        "see why it does not answer and run again, or leave it out: --limit 'app:!app2'"
+    )
+    assert witness.result().document["failed"] == 0, witness.result().line
+    assert "revert" in fleet.ssh("app1", "bareforge history forge | tail -1")
+    for host in HOSTS:
+        assert fleet.truth(host) == []
+        assert fleet.release(host) == one
+    # what the run could not give up and put back there
+    assert "taking over the lock of " in fleet.good("deploy.yml", *CODE, **variants("one"))
+
+
+# The application's directory on a disk of its own, which has 6 MB left
+FILL = (
+    "mkdir -p /run/small && mount -t tmpfs -o size=$(($(du -sm /srv/forge | cut -f1) + 6))m small /run/small && "
+    "cp -a /srv/forge/. /run/small && mount --bind /run/small /srv/forge"
+)
+
+
+def test_a_full_disk_is_refused_in_megabytes(fleet: Fleet, variants: Any, one: str) -> None:
+    fleet.ssh("app1", FILL)
+    try:
+        with fleet.witness("app1", rate=20) as witness:
+            run = fleet.play("deploy.yml", *CODE, "--limit", "app1", **variants("full"))
+        left = fleet.ssh("app1", "ls -A /srv/forge /srv/forge/releases")
+    finally:
+        fleet.ssh("app1", "umount /srv/forge /run/small")
+    assert run.returncode != 0
+    assert re.fullmatch(
+        r"/srv/forge has \d MB left and the installation takes up to \d+ MB; "
+        "free space, or keep fewer releases, and run again",
+        last_message(run),
+    ), last_message(run)
+    assert ".full-" not in left
+    assert "tmp" not in left
+    assert witness.result().document["failed"] == 0, witness.result().line
+    assert fleet.truth("app1") == []
+    assert fleet.release("app1") == one
 
 
 def test_a_killed_worker_costs_its_own_requests_only(fleet: Fleet, one: str) -> None:
