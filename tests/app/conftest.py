@@ -11,7 +11,7 @@ from forge_app.main import create_app
 from forge_app.migrate import migrate
 from forge_app.settings import Settings
 
-from tests.app.postgresql import Server
+from tests.app.postgresql import Server, running_server
 from tests.app.service import serve, settings_for
 
 _numbers = itertools.count(1)
@@ -32,12 +32,8 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    server = Server()
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -140,3 +141,13 @@ class Server:
             await connection.execute(statement)
         finally:
             await connection.close()
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[Server]:
+    server = Server()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

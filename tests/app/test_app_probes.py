@@ -8,7 +8,7 @@ import pytest
 from forge_app.main import create_app
 from forge_app.migrate import migrate
 
-from tests.app.postgresql import PASSWORD, Server
+from tests.app.postgresql import PASSWORD, running_server
 from tests.app.service import serve, settings_for
 
 
@@ -31,12 +31,8 @@ async def test_probes_of_a_healthy_service(client):
 @pytest.fixture
 def own_server():
     """A server that the test may break."""
-    server = Server()
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.remove()
 
 
 async def test_ready_follows_a_database_that_hangs_dies_and_returns(own_server, capsys):

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from benchmarks.trial.variants import make
-from tests.app.postgresql import Server
+from tests.app.postgresql import Server, running_server
 from tests.app.service import SECRET_KEY
 
 ROOT = Path(__file__).parents[2]
@@ -120,12 +120,8 @@ def serve(source: Path, database: Database, log: Path, *command: str) -> Iterato
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    server = Server()
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")
