@@ -108,7 +108,7 @@ def complete(directory: Path, marker: str) -> list[Path]:
 
 def _fits(release: Path, python_version: str) -> bool:
     """An upgrade of the system's Python to another minor version breaks every virtual environment made before."""
-    made_with = json.loads((release / "release.json").read_text())["python_version"]
+    made_with = str(json.loads((release / "release.json").read_text())["python_version"])
     return made_with.split(".")[:2] == python_version.split(".")[:2]
 
 
@@ -174,7 +174,7 @@ def install_layer(root: Path, archive: Path, python: str, layer: str) -> None:
         command += ["--find-links", str(bundle / "wheels"), "-r", str(bundle / "lock.txt")]
         _run(command, "installing the locked dependencies")
         shutil.copy(next(bundle.glob("pip-*.whl")), destination)
-        _finish(destination / "layer.json", {"layer": layer, "python_version": manifest["python_version"]})
+        finish(destination / "layer.json", {"layer": layer, "python_version": manifest["python_version"]})
 
 
 def install_release(root: Path, archive: Path, layer: str, python_version: str) -> None:
@@ -210,7 +210,7 @@ def install_release(root: Path, archive: Path, layer: str, python_version: str) 
         )
         facts = {key: manifest[key] for key in ("id", "version", "git_revision", "layer")}
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _finish(destination / "release.json", {**facts, "python_version": python_version, "created": created})
+        finish(destination / "release.json", {**facts, "python_version": python_version, "created": created})
 
 
 def link_environment(base: Path, venv: Path) -> None:
@@ -260,7 +260,7 @@ def _run(command: list[str], doing: str) -> None:
         raise ReleaseError(f"{doing} failed: {lines[-1] if lines else f'status {done.returncode}'}")
 
 
-def _finish(marker: Path, content: dict[str, Any]) -> None:
+def finish(marker: Path, content: dict[str, Any]) -> None:
     """Write the marker that makes a directory count, after everything in it has reached the disk."""
     os.sync()
     partial = marker.with_suffix(".partial")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.power import as_root
 from plugins.modules.bareforge import Paths
-from tests.engine.host import Host, as_root
+from tests.engine.host import Host
 from tests.plugins.conftest import Ansible
 
 

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.power import SETTINGS
 from plugins.modules.bareforge import Paths, plan_files, stage, write_json
 
 ENGINE = Path(__file__).parents[2] / "plugins/modules/bareforge.py"
 NODE = os.uname().nodename
-# What the role's __asgi_app_facts give the engine, as strings as Ansible does
-SETTINGS = {
-    "module": "service:app",
-    "workers": "2",
-    "ready_path": "/ready",
-    "ready_host": "localhost",
-    "start_timeout": "10",
-    "graceful_timeout": "4",
-}
-
-
-def root_command(*command: str) -> list[str]:
-    """A command that only root may run; a user other than root needs sudo without a password."""
-    return [*([] if os.geteuid() == 0 else ["sudo", "-n"]), *command]
-
-
-def as_root(*command: str) -> None:
-    """Run a command that only root may run; raises where it fails."""
-    subprocess.run(root_command(*command), check=True, capture_output=True, text=True)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.power import as_root
 from plugins.modules.bareforge import Paths, acquire, append_history, holder, timestamp
-from tests.engine.host import ENGINE, NODE, as_root
+from tests.engine.host import ENGINE, NODE
 
 # Debian's own, which has no Ansible, as on a host
 PYTHON = "/usr/bin/python3"

@@ -6,20 +6,17 @@ soon as any process syncs anything: names then survive whose content does not.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from benchmarks.power import SETTINGS, Disk, differing, ext4, no_systemd, tree
 from plugins.modules.bareforge import (
     Paths,
     activation_id,
@@ -32,77 +29,18 @@ from plugins.modules.bareforge import (
     stage,
     write_json,
 )
-from plugins.modules.bareforge_release import _finish
-from tests.engine.host import SETTINGS, Host, as_root
+from plugins.modules.bareforge_release import finish
+from tests.engine.host import Host
 
-SIZE = 64 * 2**20  # bytes of the file system
 FILES = 200  # of a release
 CUTS = 12
 CONTENT = os.urandom(2**15)
 
 
-@contextlib.contextmanager
-def mounted(image: Path, directory: Path) -> Iterator[Path]:
-    """The file system in an image."""
-    directory.mkdir()
-    as_root("mount", "-o", "loop", str(image), str(directory))
-    try:
-        as_root("chown", str(os.getuid()), str(directory))
-        yield directory
-    finally:
-        as_root("umount", str(directory))
-
-
-@dataclass
-class Disk:
-    """A mounted file system whose power can be cut."""
-
-    image: Path
-    root: Path
-    cuts: int = 0
-
-    def journal(self) -> None:
-        """Another process of the host syncs a file of its own: the journal of everything is written."""
-        with (self.root / "unrelated").open("a") as handle:
-            handle.write("x")
-            handle.flush()
-            os.fsync(handle.fileno())
-
-    @contextlib.contextmanager
-    def after_power_cut(self) -> Iterator[Path]:
-        """What is found after a power cut at this moment."""
-        self.cuts += 1
-        copy = self.image.with_name(f"cut{self.cuts}.ext4")
-        shutil.copyfile(self.image, copy)
-        with mounted(copy, self.root.with_name(f"cut{self.cuts}")) as found:
-            yield found
-        copy.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    image = tmp_path / "disk.ext4"
-    with image.open("wb") as handle:
-        handle.truncate(SIZE)
-    as_root("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
-    with mounted(image, tmp_path / "disk") as root:
-        yield Disk(image, root)
-
-
-def tree(root: Path) -> dict[str, str]:
-    """SHA-256 of every file, and the target of every link, by path."""
-    found = {}
-    for path in root.rglob("*"):
-        if path.is_symlink():
-            found[str(path.relative_to(root))] = str(path.readlink())
-        elif path.is_file():
-            found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def differing(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """What was there before and is not, or is another, after."""
-    return sorted(name for name, content in before.items() if after.get(name) != content)
+    with ext4(tmp_path) as disk:
+        yield disk
 
 
 def write_release(host: Host, release: str) -> None:
@@ -111,15 +49,13 @@ def write_release(host: Host, release: str) -> None:
     (directory / "app").mkdir(parents=True)
     for number in range(FILES):
         (directory / f"app/{number}.py").write_bytes(CONTENT[number:])
-    _finish(directory / "release.json", {"id": release})
+    finish(directory / "release.json", {"id": release})
 
 
 @pytest.fixture(autouse=True)
-def no_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine tells systemd to read its units again; this machine's own has nothing to do with them."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/systemctl").symlink_to("/bin/true")
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+def without_systemd(tmp_path: Path) -> Iterator[None]:
+    with no_systemd(tmp_path):
+        yield
 
 
 def test_a_power_cut_after_a_switch_loses_nothing_not_even_of_a_release_that_was_never_synced(disk: Disk) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.power import root_command
 from plugins.action.bareforge import identity, is_dead, process_start
 from plugins.modules.bareforge import Paths, acquire, holder, process_status, release_lock, wait_for, write_json
-from tests.engine.host import NODE, root_command
+from tests.engine.host import NODE
 from tests.plugins.conftest import ROOT, Ansible
 
 PATIENCE = 60
