@@ -815,16 +815,18 @@ def commit(switch: Switch) -> None:
     release = settings_of(paths, switch.target)["release"]
     served = [item for item in state.get("served", []) if item != switch.target] + [switch.target]
     bad = {name: cause for name, cause in state.get("bad", {}).items() if name != release}
+    # what the same run may take back when another host fails: all that it and its dead predecessors have switched
+    again = state.get("run") in family(paths, switch.run)
+    before = state["before"] if again and switch.action != "revert" else switch.origin
     state |= {"serving": switch.target, "served": served[-50:], "bad": bad}
-    # what the same run may take back when another host fails
-    state |= {"run": "" if switch.action == "revert" else switch.run.get("id", ""), "before": switch.origin}
+    state |= {"run": "" if switch.action == "revert" else switch.run.get("id", ""), "before": before}
     if switch.origin and switch.origin != switch.target:
-        before = settings_of(paths, switch.origin)["release"]
+        left = settings_of(paths, switch.origin)["release"]
         state["previous"] = switch.origin
-        if before != release:
-            point(paths.previous, str(paths.releases / before))
+        if left != release:
+            point(paths.previous, str(paths.releases / left))
             if switch.action in ("rollback", "revert"):
-                state["bad"][before] = f"{switch.action} {timestamp()}"
+                state["bad"][left] = f"{switch.action} {timestamp()}"
     write_json(paths.state / "state.json", state)
     (paths.state / "switch.json").unlink(missing_ok=True)
     note(switch, "ok", "")
@@ -850,10 +852,10 @@ def take_back(switch: Switch) -> str:
 
 
 def revert(paths: Paths, run: dict[str, Any], keep: int) -> dict[str, Any]:
-    """Take back what this very run has switched, because another host of the fleet failed; else change nothing."""
+    """Take back what this attempt has switched, because another host of the fleet failed; else change nothing."""
     recover(paths)
     state = read_json(paths.state / "state.json")
-    if not run.get("id") or state.get("run") != run["id"] or state.get("before") == state.get("serving"):
+    if state.get("run") not in family(paths, run) or state.get("before") == state.get("serving"):
         return {"changed": False, "activation": state.get("serving", ""), "previous": "", "method": "none"}
     if state["before"]:
         return activate(paths, state["before"], "handover", "revert", run, keep)
@@ -902,7 +904,6 @@ def plan_rollback(paths: Paths, release: str, ignore_schema: bool) -> dict[str, 
 
     Returns activation, release, serving. Raises EngineError where there is none or the database is too new for it.
     """
-    recover(paths)
     serving = serving_id(paths)
     now = settings_of(paths, serving)["release"]
     target = choose_rollback(paths, read_json(paths.state / "state.json"), now, release)
@@ -1011,11 +1012,22 @@ def acquire(paths: Paths, run: dict[str, Any], what: str, minutes: int, steal: s
             return held
         acquired = held["acquired"] if held and held["id"] == run["id"] else time.time()
         what = held["what"] if held and held["id"] == run["id"] else what
-        write_json(
-            paths.state / "lock.json",
-            {**run, "what": what, "acquired": acquired, "expires": time.time() + 60 * minutes, "minutes": minutes},
-        )
+        # also one that has expired
+        left = read_json(paths.state / "lock.json")
+        inherited = left.get("inherited", []) + ([left["id"]] if left and left["id"] != run["id"] else [])
+        lock = {"what": what, "acquired": acquired, "expires": time.time() + 60 * minutes, "minutes": minutes}
+        write_json(paths.state / "lock.json", {**run, **lock, "inherited": inherited})
     return {}
+
+
+def family(paths: Paths, run: dict[str, Any]) -> set[str]:
+    """The ids of a run and of those that died before it with their work half done, whose lock it has taken over.
+
+    Together they are one attempt: what one of them has switched is to be taken back with the rest.
+    """
+    lock = read_json(paths.state / "lock.json")
+    inherited = lock.get("inherited", []) if lock.get("id") == run.get("id") else []
+    return {run.get("id", ""), *inherited} - {""}
 
 
 def release_lock(paths: Paths, run: dict[str, Any] | None) -> bool:
@@ -1196,6 +1208,7 @@ def _switch_by_hand(paths: Paths, given: argparse.Namespace) -> None:
     try:
         with alone(paths, "switch"):
             if given.command == "rollback":
+                recover(paths)
                 target = plan_rollback(paths, given.release, given.ignore_schema)["activation"]
             else:
                 recover(paths)
@@ -1224,6 +1237,8 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
         serving = read_json(paths.state / "state.json").get("serving", "")
         result = {"changed": serving != given["activation"], "activation": given["activation"]}
         return {**result, "secrets": secrets_directories(paths)}
+    if state == "planned" and check_mode:
+        return {"changed": False, **plan_rollback(paths, given["release"], given["ignore_schema"])}
     if check_mode:
         return {"changed": False}
     if state == "locked":
@@ -1263,6 +1278,7 @@ def _mutate(paths: Paths, given: dict[str, Any]) -> dict[str, Any]:
         prove(paths, activation, given["soak"])
         return {"changed": False}
     if state == "planned":
+        recover(paths)
         return {"changed": False, **plan_rollback(paths, given["release"], given["ignore_schema"])}
     if state == "reverted":
         return revert(paths, given["run"], given["keep"])

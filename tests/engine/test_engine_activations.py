@@ -11,15 +11,18 @@ import pytest
 from plugins.modules.bareforge import (
     EngineError,
     Switch,
+    acquire,
     activation_id,
     active_id,
     commit,
     differences,
+    family,
     link_units,
     plan_files,
     point,
     prune,
     read_json,
+    release_lock,
     secrets_directories,
     settings_of,
     stage,
@@ -211,3 +214,32 @@ def test_the_secrets_of_every_activation_that_is_kept_are_known(host: Host) -> N
     host.activation("r3", environment='BAREFORGE_SECRETS=""\n')
     host.activation("r4", environment='BAREFORGE_SECRETS="/run/agent/new"\nB="2"\n')
     assert secrets_directories(host.paths) == ["/run/agent/new", "/run/agent/old"]
+
+
+@pytest.mark.parametrize(("inherited", "before"), [(True, "r0"), (False, "r1")])
+def test_a_run_takes_back_what_the_dead_one_before_it_had_switched_too(
+    host: Host, inherited: bool, before: str
+) -> None:
+    """Else the hosts that the dead run had not reached would go back further than those it had."""
+    activations = {release: host.activation(release) for release in ("r0", "r1", "r2")}
+    acquire(host.paths, {"id": "dead"}, "deploy", 30)
+    host.state(serving=activations["r0"], served=[activations["r0"]])
+    commit(Switch(host.paths, activations["r0"], activations["r1"], "handover", "deploy", {"id": "dead"}))
+    if not inherited:
+        release_lock(host.paths, None)
+    acquire(host.paths, {"id": "next"}, "deploy", 30, steal="dead")
+    assert family(host.paths, {"id": "next"}) == ({"next", "dead"} if inherited else {"next"})
+    commit(Switch(host.paths, activations["r1"], activations["r2"], "handover", "deploy", {"id": "next"}))
+    assert read_json(host.paths.state / "state.json")["before"] == activations[before]
+    # and another one after that has nothing to do with either
+    release_lock(host.paths, {"id": "next"})
+    assert family(host.paths, {"id": "third"}) == {"third"}
+
+
+def test_an_attempt_of_three_runs_is_one(host: Host) -> None:
+    for number, name in enumerate(("one", "two", "three")):
+        acquire(host.paths, {"id": name}, "deploy", 30, steal=("", "one", "two")[number])
+        # renewed by its own tasks
+        acquire(host.paths, {"id": name}, "deploy", 30)
+    assert family(host.paths, {"id": "three"}) == {"one", "two", "three"}
+    assert family(host.paths, {}) == set()

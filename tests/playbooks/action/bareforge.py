@@ -1,0 +1,52 @@
+"""Stands for the engine: records what it is asked, and fails or is lost where the test says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+
+class ActionModule(ActionBase):
+    """FLEET names a directory; its faults.json has STATE or STATE:lost by host, the state at which that happens."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        fleet = Path(os.environ["FLEET"])
+        asked = str(self._task.args["state"])
+        host = str(self._task.delegate_to or (task_vars or {})["inventory_hostname"])
+        fault = json.loads((fleet / "faults.json").read_text()).get(host, "")
+        gone = fleet / f"gone {host}"
+        if fault == f"{asked}:lost":
+            gone.touch()
+        if gone.exists():
+            raise AnsibleConnectionFailure("it is gone")
+        if fault == asked:
+            return {"failed": True, "msg": f"{host} failed when it was to be {asked}"}
+        if self._task.check_mode:
+            return self._answer(asked)
+        with (fleet / "calls").open("a") as calls:
+            calls.write(f"{host} {asked}\n")
+        if asked == "activated":
+            (fleet / f"serving {host}").write_text("new")
+        if asked == "reverted":
+            (fleet / f"serving {host}").write_text("old")
+        if asked == "locked":
+            (fleet / f"lock {host}").touch()
+        if asked == "unlocked":
+            (fleet / f"lock {host}").unlink(missing_ok=True)
+        if fault == f"{asked}:lost afterwards":
+            gone.touch()
+        return self._answer(asked)
+
+    def _answer(self, asked: str) -> dict[str, Any]:
+        answer: dict[str, Any] = {"changed": not self._task.check_mode}
+        if asked in ("staged", "planned"):
+            answer |= {"activation": "a", "release": "r", "pending": True, "serving": True}
+        if asked == "activated":
+            answer |= {"activation": "a", "secrets": []}
+        return answer
