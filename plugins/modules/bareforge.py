@@ -308,7 +308,8 @@ def secrets_directories(paths: Paths) -> list[str]:
 def prune(paths: Paths, keep: int) -> None:
     """Forget the oldest activations beyond keep, never one that serves, served before, or is being switched to."""
     state, switch = read_json(paths.state / "state.json"), read_json(paths.state / "switch.json")
-    protected = {active_id(paths), state.get("serving"), state.get("previous"), switch.get("from"), switch.get("to")}
+    protected = {active_id(paths), switch.get("from"), switch.get("to")}
+    protected |= {state.get(name) for name in ("serving", "previous", "before")}
     kept = [item for item in state.get("served", []) if (paths.activations / item / "release").exists()][
         -max(keep, 1) :
     ]

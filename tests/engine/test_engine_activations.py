@@ -231,6 +231,8 @@ def test_a_run_takes_back_what_the_dead_one_before_it_had_switched_too(
     assert family(host.paths, {"id": "next"}) == ({"next", "dead"} if inherited else {"next"})
     commit(Switch(host.paths, activations["r1"], activations["r2"], "handover", "deploy", {"id": "next"}))
     assert read_json(host.paths.state / "state.json")["before"] == activations[before]
+    prune(host.paths, 1)
+    assert activations[before] in {item.name for item in host.paths.activations.iterdir()}
     # and another one after that has nothing to do with either
     release_lock(host.paths, {"id": "next"})
     assert family(host.paths, {"id": "third"}) == {"third"}
