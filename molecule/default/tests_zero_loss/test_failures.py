@@ -131,8 +131,9 @@ def test_a_host_that_is_lost_takes_the_fleet_back(fleet: Fleet, variants: Any, o
 
 # The application's directory on a disk of its own, which has 6 MB left
 FILL = (
-    "mkdir -p /run/small && mount -t tmpfs -o size=$(($(du -sm /srv/forge | cut -f1) + 6))m small /run/small && "
-    "cp -a /srv/forge/. /run/small && mount --bind /run/small /srv/forge"
+    "mkdir -p /run/small && mount -t tmpfs -o size=1g small /run/small && cp -a /srv/forge/. /run/small && "
+    "fallocate -l $(($(df --output=avail -B1 /run/small | tail -n 1) - 6000000)) /run/small/filler && "
+    "mount --bind /run/small /srv/forge"
 )
 
 
@@ -143,10 +144,10 @@ def test_a_full_disk_is_refused_in_megabytes(fleet: Fleet, variants: Any, one: s
             run = fleet.play("deploy.yml", *CODE, "--limit", "app1", **variants("full"))
         left = fleet.ssh("app1", "ls -A /srv/forge /srv/forge/releases")
     finally:
-        fleet.ssh("app1", "umount /srv/forge /run/small")
+        fleet.ssh("app1", "umount --lazy /srv/forge /run/small")
     assert run.returncode != 0
     assert re.fullmatch(
-        r"/srv/forge has \d MB left and the installation takes up to \d+ MB; "
+        r"/srv/forge has 6 MB left and the installation takes up to \d+ MB; "
         "free space, or keep fewer releases, and run again",
         last_message(run),
     ), last_message(run)
