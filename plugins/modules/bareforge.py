@@ -746,13 +746,16 @@ def confirm(paths: Paths, old: frozenset[int], patience: float) -> None:
     settings = settings_of(paths, active_id(paths))
     pidfile = paths.runtime / "gunicorn.pid"
 
+    master = 0
+
     def told() -> bool:
-        main = int(unit_properties(paths.service).get("MainPID", "0"))
-        return main != 0 and main == read_pid(pidfile)
+        # read once: at a HUP, gunicorn removes the file for a moment and writes it anew
+        nonlocal master
+        master = int(unit_properties(paths.service).get("MainPID", "0"))
+        return master != 0 and master == read_pid(pidfile)
 
     if not wait_for(told, PROMOTION):
         raise EngineError(f"systemd does not know the master of {pidfile}; see: systemctl status {paths.name}")
-    master = read_pid(pidfile)
     await_generation(paths, master, settings, old)
 
     def alone() -> bool:
