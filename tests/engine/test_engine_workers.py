@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from plugins.modules import bareforge
 from plugins.modules.bareforge import (
     EngineError,
     Worker,
     await_generation,
+    confirm,
     end_process,
+    point_active,
     process_status,
     read_pid,
     status,
@@ -169,3 +172,17 @@ def test_a_master_that_has_ended_is_not_waited_for(host: Host) -> None:
     with ended() as pid, pytest.raises(EngineError) as refusal:
         await_generation(host.paths, pid, settings(start_timeout="60"))
     assert str(refusal.value) == f"master {pid} ended before its workers were ready"
+
+
+def test_a_pid_file_that_is_written_anew_is_read_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn removes it for a moment at a HUP. With a real one: molecule/default/tests_zero_loss/test_cutover.py."""
+    point_active(host.paths, host.activation("r1"))
+    reads = iter([os.getppid()])
+    monkeypatch.setattr(bareforge, "unit_properties", lambda _: {"MainPID": str(os.getppid())})
+    monkeypatch.setattr(bareforge, "read_pid", lambda _: next(reads, 0))
+    monkeypatch.setattr(bareforge, "await_generation", lambda _paths, master, *_: seen.append(master))
+    monkeypatch.setattr(bareforge, "workers", lambda _: [])
+    monkeypatch.setattr(bareforge, "running_activation", lambda _: "")
+    seen: list[int] = []
+    confirm(host.paths, frozenset(), 1)
+    assert seen == [os.getppid()]
