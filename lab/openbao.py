@@ -40,12 +40,14 @@ def main(address: str, state: Path) -> None:
     session = requests.Session()
     session.trust_env = False
     session.verify = str(state / "ca.pem")
-    client = hvac.Client(url=address, token="", session=session, timeout=10)
+    # a machine that is busy writing its images takes more than ten seconds to put the first keys on disk
+    client = hvac.Client(url=address, token="", session=session, timeout=120)
     wait_for(client, 60)
     key = state / "vault-unseal-key"
     if not client.sys.is_initialized():
         answer = client.sys.initialize(secret_shares=1, secret_threshold=1)
         keep(key, answer["keys"][0])
+        # the last: where it is missing, infra.yml begins anew
         keep(state / "vault-token", answer["root_token"])
         print("initialised")
     if client.sys.is_sealed():
