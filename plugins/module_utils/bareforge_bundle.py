@@ -366,14 +366,19 @@ def _uv() -> str:
     return str(find_uv_bin())
 
 
-def _build_wheel(source: Source, out: Path) -> None:
-    """Build the tree's wheel from a copy of exactly the files that were hashed."""
+def _wheel_of(source: Source, cache: Path) -> Path:
+    """The tree's wheel, built from a copy of exactly the files that were hashed, once for all targets and releases."""
     assert source.tree is not None
-    with tempfile.TemporaryDirectory() as scratch:
-        _copy_tree(source, Path(scratch))
+    kept = cache / f"wheel-{hashlib.sha256(f'{FORMAT}{source.digest}'.encode()).hexdigest()[:16]}"
+    if kept.exists():
+        return next(kept.glob("*.whl"))
+    # not below the cache: build tools heed the settings and ignore files of the directories above
+    with tempfile.TemporaryDirectory() as tree, tempfile.TemporaryDirectory(dir=cache) as scratch:
+        _copy_tree(source, Path(tree))
+        out = Path(scratch) / "out"
         try:
             _run(
-                [_uv(), "build", "--quiet", "--wheel", "--out-dir", str(out), scratch],
+                [_uv(), "build", "--quiet", "--wheel", "--out-dir", str(out), tree],
                 # a Python that fits has to be here: fetching one from somewhere is not for a deploy to do
                 env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "UV_PYTHON_DOWNLOADS": "never"},
             )
@@ -381,6 +386,8 @@ def _build_wheel(source: Source, out: Path) -> None:
             raise BundleError(
                 f"building a wheel from {source.tree} failed: {error}; try: uv build {source.tree}"
             ) from None
+        out.rename(kept)
+    return next(kept.glob("*.whl"))
 
 
 def _copy_tree(source: Source, out: Path) -> None:
@@ -468,9 +475,7 @@ def build_release(plan: Plan, cache: Path) -> Path:
             tree.mkdir()
             for source in (plan.source, *plan.extras):
                 if source.is_package:
-                    _build_wheel(source, wheels)
-            for leftover in wheels.glob(".*"):
-                leftover.unlink()
+                    shutil.copy2(_wheel_of(source, cache), wheels)
             if plan.source.wheel is not None:
                 shutil.copy2(plan.source.wheel, wheels)
             if plan.source.tree is not None:

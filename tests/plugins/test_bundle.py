@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils import bareforge_bundle
 from plugins.module_utils.bareforge_bundle import (
     BundleError,
     Target,
@@ -249,3 +250,16 @@ def test_the_same_source_builds_the_same_bytes(project: Path, tmp_path: Path) ->
     assert "app/shop/main.py" in names
     assert list(manifest["files"]) == ["wheels/shop-1.2-py3-none-any.whl"]
     assert manifest["id"] == plan.release_id
+
+
+def test_a_wheel_is_built_once_for_all_targets(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor again for a release with another lock."""
+    first = make_plan(str(project), "requirements.lock", [], TARGET, tmp_path / "cache", server=True)
+    build_release(first, tmp_path / "cache")
+    monkeypatch.setattr(bareforge_bundle, "_uv", lambda: pytest.fail("built again"))
+    newer = Target("3.13.5", "x86_64", "2.41")
+    second = make_plan(str(project), "requirements.lock", [], newer, tmp_path / "cache", server=True)
+    assert second.release_id == first.release_id
+    assert second.layer != first.layer
+    with tarfile.open(build_release(second, tmp_path / "cache")) as tar:
+        assert "wheels/shop-1.2-py3-none-any.whl" in tar.getnames()

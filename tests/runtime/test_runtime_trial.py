@@ -310,12 +310,28 @@ def test_worker_ends_before_it_is_ready(checked: Checked) -> None:
 
 
 def test_cause_and_cure_of_the_worker_itself_are_kept(checked: Checked) -> None:
-    checked.settings["BAREFORGE_DRAIN_SECONDS"] = "soon"
+    hook = "def post_fork(server, worker):\n    os.environ['BAREFORGE_DRAIN_SECONDS'] = 'soon'\n"
+    checked.write(configuration=f"import os\n{hook}")
     _, line = checked.refusal("--soak", "1")
     assert line == (
         "gunicorn did not start on a private socket: BAREFORGE_DRAIN_SECONDS is 'soon'; "
         "set it to a number of seconds, such as 0.25"
     )
+
+
+def test_a_drain_that_is_no_number_is_found_although_the_trial_has_none(checked: Checked) -> None:
+    checked.settings["BAREFORGE_DRAIN_SECONDS"] = "soon"
+    _, line = checked.refusal("--soak", "1")
+    assert line == "BAREFORGE_DRAIN_SECONDS is 'soon'; set it to a number of seconds, such as 0.25"
+
+
+def test_the_trial_ends_without_a_drain(checked: Checked) -> None:
+    checked.settings["BAREFORGE_DRAIN_SECONDS"] = "60"
+    checked.write()
+    code, _, errors = checked.check("--soak", "0.1")
+    assert code == 0, errors
+    [seen] = checked.seen()
+    assert dict(seen["environment"])["BAREFORGE_DRAIN_SECONDS"] == "0"  # type: ignore[call-overload]
 
 
 def test_a_hook_that_fails(checked: Checked) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from bareforge_runtime import loading, secrets
+from bareforge_runtime import drain, loading, secrets
 from bareforge_runtime.asking import get
 from bareforge_runtime.ending import end
 from bareforge_runtime.logs import Application, Message
@@ -86,6 +86,10 @@ def _check(candidate: Candidate, redact: Redactor) -> str:
         sys.path.insert(0, str(Path.cwd()))
     # Before the secrets, as in production: the master, which reads it, has none.
     os.environ.update(gunicorn_environment(candidate))
+    try:
+        drain.seconds(0)
+    except ValueError as error:
+        raise CheckError(str(error)) from None
     redact.add(secrets.load_into_environment().values())
     application = _load(candidate.app)
     if candidate.imports_only:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bareforge_runtime import gunicorn_process, headers, markers, watching
+from bareforge_runtime import drain, gunicorn_process, headers, markers, watching
 from bareforge_runtime.candidate import Candidate, CheckError
 from bareforge_runtime.gunicorn_process import GunicornProcess
 from bareforge_runtime.redact import Redactor
@@ -84,6 +84,8 @@ def prove(trial: Trial, raw_env: Mapping[str, str], redact: Redactor) -> str:
             markers.PATH_VARIABLE: candidate.ready_path,
             markers.HOST_VARIABLE: candidate.host,
             headers.VARIABLE: watching.HEADER,
+            # nobody but the trial has a connection to it
+            drain.VARIABLE: "0",
         }
         gunicorn = GunicornProcess(
             Path(sys.executable),

@@ -27,7 +27,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from bareforge_runtime import headers, loading, markers, release, secrets
+from bareforge_runtime import drain, headers, loading, markers, release, secrets
 from bareforge_runtime.logs import AccessLog
 from bareforge_runtime.markers import Announcer
 from bareforge_runtime.redact import RedactingFormatter, Redactor
@@ -125,7 +125,7 @@ class Worker(UvicornWorker):
         the exit code by which gunicorn knows that it could not boot.
         """
         try:
-            self._set_drain(_drain_seconds(self.drain_seconds))
+            self._set_drain(drain.seconds(self.drain_seconds))
             self.config.headers = headers.release_header(release.current().id)
             loaded = secrets.load_into_environment()
         except (secrets.SecretsError, ValueError) as error:
@@ -174,16 +174,3 @@ class Worker(UvicornWorker):
                 self._announcer.remove()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-
-
-def _drain_seconds(default: float) -> float:
-    text = os.environ.get("BAREFORGE_DRAIN_SECONDS", "")
-    if not text:
-        return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"BAREFORGE_DRAIN_SECONDS is {text!r}; set it to a number of seconds, such as 0.25")
-    return seconds
