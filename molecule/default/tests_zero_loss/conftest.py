@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,15 @@ HOSTS = ("app1", "app2")
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Fleet:
+def alone() -> Iterator[None]:
+    """The machine without the scenarios that scripts/test runs beside: each of them holds its lock shared."""
+    with Path(os.environ.get("LAB_LOCK", os.devnull)).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def fleet(alone: None) -> Fleet:
     return Fleet(STATE, (INVENTORY,), ENVIRONMENT)
 
 

@@ -216,8 +216,9 @@ def test_a_controller_killed_in_a_switch_leaves_whole_releases(
             fleet.ssh(host, KILL_MODULES)
         time.sleep(3)
         # stands for a boot at this moment: whatever it starts is one whole release
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda host: fleet.ssh(host, "systemctl restart forge"), HOSTS))
         for host in HOSTS:
-            fleet.ssh(host, "systemctl restart forge")
             found = running(fleet, host)
             assert found["running"] == found["active"] != "", host
             assert len({worker["release"] for worker in found["workers"]}) == 1
@@ -232,4 +233,5 @@ def test_a_controller_killed_in_a_switch_leaves_whole_releases(
     releases = {fleet.release(host) for host in HOSTS}
     assert len(releases) == 1
     assert releases != {one}
-    fleet.good("rollback.yml", release=one)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda host: fleet.ssh(host, f"bareforge rollback forge --release {one}"), HOSTS))
