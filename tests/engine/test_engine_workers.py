@@ -175,7 +175,7 @@ def test_a_master_that_has_ended_is_not_waited_for(host: Host) -> None:
 
 
 def test_a_pid_file_that_is_written_anew_is_read_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gunicorn removes it for a moment at a HUP. With a real one: molecule/default/tests_zero_loss/test_cutover.py."""
+    """gunicorn removes it for a moment at a HUP. With a real one: molecule/zero_loss/tests/test_cutover.py."""
     point_active(host.paths, host.activation("r1"))
     reads = iter([os.getppid()])
     monkeypatch.setattr(bareforge, "unit_properties", lambda _: {"MainPID": str(os.getppid())})

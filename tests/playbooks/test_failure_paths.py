@@ -1,6 +1,6 @@
 """Which host is asked what when one fails or is lost. The engine is a stand-in here, so that every path can be walked.
 
-The same with real hosts: molecule/default/tests_zero_loss/test_failures.py.
+The same with real hosts: molecule/zero_loss/tests/test_failures.py.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_an_interrupted_installation_does_not_count_and_is_repaired(tmp_path: Pa
 def test_a_full_disk_is_refused_before_anything_is_installed(
     tmp_path: Path, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a disk that is really full: molecule/default/tests_zero_loss/test_failures.py."""
+    """Beside a disk that is really full: molecule/zero_loss/tests/test_failures.py."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9_000_000))
     with pytest.raises(ReleaseError) as refused:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks.fleet import Fleet, trial
+from benchmarks.fleet import CODE, Fleet, trial
 from benchmarks.trial.variants import Fault, make
 from tests.lab import ENVIRONMENT, INVENTORY, ROOT, STATE
 
@@ -22,15 +19,7 @@ HOSTS = ("app1", "app2")
 
 
 @pytest.fixture(scope="session")
-def alone() -> Iterator[None]:
-    """The machine without the scenarios that scripts/test runs beside: each of them holds its lock shared."""
-    with Path(os.environ.get("LAB_LOCK", os.devnull)).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture(scope="session")
-def fleet(alone: None) -> Fleet:
+def fleet() -> Fleet:
     return Fleet(STATE, (INVENTORY,), ENVIRONMENT)
 
 
@@ -56,7 +45,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
 @pytest.fixture(scope="session", autouse=True)
 def one(fleet: Fleet, variants: Variants) -> str:
     """The variant that every test finds and leaves serving on both hosts; its release id."""
-    fleet.good("deploy.yml", **variants("one"))
+    fleet.good("deploy.yml", *CODE, **variants("one"))
     release = fleet.release("app1")
     assert release == fleet.release("app2")
     return release

@@ -75,7 +75,7 @@ def test_a_migration_runs_once_for_the_fleet_and_a_rollback_across_it_is_judged(
     assert [fleet.release(host) for host in HOSTS] == [one, one]
     database(fleet, "DROP TABLE trial_migrations")
     database(fleet, "UPDATE alembic_version SET version_num = $$0001$$".replace("$$", "'\\''"))
-    fleet.good("deploy.yml", *CODE, **variants("contract", migration=Migration.CONTRACT))
+    fleet.good("deploy.yml", *CODE, **variants("contract", migration=Migration.CONTRACT, deploy_batches=["100%"]))
     contract = fleet.release("app1")
     run = fleet.play("rollback.yml")
     assert refusal(run.stdout) == (

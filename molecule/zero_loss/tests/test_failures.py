@@ -19,7 +19,7 @@ from benchmarks.killing import KILL_MODULES, Runner
 from benchmarks.trial.variants import Fault
 
 HOSTS = ("app1", "app2")
-# The cause that the message has to name. The other faults: tests_bad_input, tests/benchmarks; all of them under load:
+# The cause that the message has to name. The other faults: scenario default, tests/benchmarks; all of them under load:
 # benchmarks/zero_loss.py.
 CAUSES = {
     Fault.NOT_READY: "the application is not ready: GET /ready answered 503; ",

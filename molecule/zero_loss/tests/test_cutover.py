@@ -78,6 +78,7 @@ def test_a_changed_setting_takes_the_restart_behind_the_held_socket(fleet: Fleet
     """Neither USR2 nor HUP sees the environment file; requests wait, none fails."""
     changed = variants("one")
     changed["asgi_app_environment"] = {**changed["asgi_app_environment"], "FORGE_LOG_LEVEL": "warning"}
+    before = fleet.status("app1")["serving"]
     with fleet.witness("app1", rate=20) as witness:
         fleet.good("reload.yml", "--limit", "app1", **changed)
     result = witness.result()
@@ -85,8 +86,10 @@ def test_a_changed_setting_takes_the_restart_behind_the_held_socket(fleet: Fleet
     main = fleet.status("app1")["unit"]["MainPID"]
     assert "FORGE_LOG_LEVEL=warning" in fleet.ssh("app1", f"tr '\\0' '\\n' < /proc/{main}/environ")
     assert "restart" in fleet.ssh("app1", "bareforge history forge | tail -1")
-    fleet.good("reload.yml", "--limit", "app1", **variants("one"))
+    fleet.ssh("app1", f"bareforge activate forge {before}")
     assert_truth(fleet)
+    main = fleet.status("app1")["unit"]["MainPID"]
+    assert "FORGE_LOG_LEVEL" not in fleet.ssh("app1", f"tr '\\0' '\\n' < /proc/{main}/environ")
 
 
 def test_commands_by_hand_keep_working(fleet: Fleet, one: str) -> None:
