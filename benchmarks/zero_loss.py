@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cutover, faults, power, stock, sweep
+from benchmarks import cutover, faults, injections, power, stock, sweep
 from benchmarks.figures import Row, all_hold, document, header, table_line, too_few, totals
 from benchmarks.fleet import FleetError
 from benchmarks.session import FAILURES, Session, connect, machine
@@ -52,6 +52,7 @@ def sections(plot: Path | None) -> dict[str, Callable[[Session], list[Row]]]:
         "playbooks": cutover.playbooks,
         "broken": faults.broken,
         "kill": faults.kill,
+        "injected": injections.injected,
         "power": power.power,
         "stock": stock.stock,
         "sweep": sweep.sweep,
