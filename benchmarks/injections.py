@@ -28,7 +28,8 @@ EMPTY = "umount --lazy {directory}; {reopen}"
 # Stops a worker and tells how many connections it has accepted: from then on it answers none of them. As its own user:
 # root of a lab host may not look into processes.
 STOP = (
-    "kill -STOP {pid}; runuser -u {name} -- ls -l /proc/{pid}/fd | sed -n 's/.*socket:\\[\\(.*\\)\\]/\\1/p' | sort > /run/hung; "
+    "kill -STOP {pid}; runuser -u {name} -- ls -l /proc/{pid}/fd | "
+    "sed -n 's/.*socket:\\[\\(.*\\)\\]/\\1/p' | sort > /run/hung; "
     'awk \'$6 == "03" && $8 == "/run/{name}/app.sock" {{ print $7 }}\' /proc/net/unix | sort | '
     "comm -12 - /run/hung | wc -l; rm /run/hung"
 )
