@@ -84,6 +84,7 @@ from typing import Any
 
 INTERVAL = 0.1  # seconds between two looks at something that is waited for
 PROMOTION = 15  # seconds a new gunicorn master may take to notice that the old one is gone; it looks once a second
+COLLECTED = 10  # seconds for gunicorn to note that a child has ended: milliseconds, unless the host has no time for it
 STARTED_BY_SIGNAL = 20  # seconds from USR2 until the new master is there
 LOCK_PATIENCE = 10  # seconds for whoever reads or writes the lock at the same moment; that takes milliseconds
 # What of a unit is about running the service; the rest is its sandbox, under which candidate and migration run too
@@ -333,14 +334,20 @@ def unit_properties(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def process_status(pid: int) -> tuple[str, int] | None:
-    """State letter and parent of a process; None if there is none, or only what its parent has not collected yet."""
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """State letter and parent of a process, also of one that has ended and was not collected; None if there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     state, parent = text.rpartition(")")[2].split()[:2]
-    return None if state in "ZX" else (state, int(parent))
+    return state, int(parent)
+
+
+def process_status(pid: int) -> tuple[str, int] | None:
+    """State letter and parent of a process; None if there is none, or only what its parent has not collected yet."""
+    found = process_stat(pid)
+    return None if found and found[0] in "ZX" else found
 
 
 def read_pid(file: Path) -> int:
@@ -388,10 +395,19 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def processes() -> list[int]:
+    """All processes of this host."""
+    return [int(item.name) for item in Path("/proc").iterdir() if item.name.isdigit()]
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that live."""
-    numbers = [int(item.name) for item in Path("/proc").iterdir() if item.name.isdigit()]
-    return [number for number in numbers if (process_status(number) or ("", 0))[1] == pid]
+    return [number for number in processes() if (process_status(number) or ("", 0))[1] == pid]
+
+
+def has_collected(pid: int) -> bool:
+    """Whether a process has taken note of every one of its children that has ended."""
+    return ("Z", pid) not in map(process_stat, processes())
 
 
 def end_process(pid: int, seconds: float) -> None:
@@ -475,6 +491,8 @@ def handover(paths: Paths) -> str:
     if leftover:
         end_master(paths, leftover, patience)
     second.unlink(missing_ok=True)
+    # gunicorn ignores USR2 while it has a successor, and of signals that wait together Python serves USR2 before CHLD
+    wait_for(lambda: has_collected(old), COLLECTED)
     os.kill(old, signal.SIGUSR2)
     new = 0
 

@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +159,29 @@ def test_what_a_killed_hand_over_left_is_removed_by_the_next(lasting: Service, n
     assert f"master {left} " not in str(refusal.value)
     assert load.failures == []
     assert process_status(left) is None
+    serves(lasting, old, "r1")
+
+
+def test_a_master_that_has_no_time_for_the_end_of_what_was_left_is_waited_for(lasting: Service) -> None:
+    """It would serve USR2 first, and ignore it, since it had a successor for all it knew."""
+    old = lasting.master()
+    lasting.release("left-behind", **BAD["unready"][0])
+    lasting.flip("left-behind")
+    killed(lasting, lambda: successor(old) != 0)
+    left = successor(old)
+    lasting.release("after-behind", **BAD["raises"][0])
+    lasting.flip("after-behind")
+    os.kill(old, signal.SIGSTOP)
+    try:
+        os.kill(left, signal.SIGKILL)
+        assert wait_for(lambda: process_status(left) is None, PATIENCE)
+        going_on = threading.Timer(1, os.kill, (old, signal.SIGCONT))
+        going_on.start()
+        with pytest.raises(EngineError, match=f"^{ENDED}$"):
+            handover(lasting.paths)
+        going_on.join()
+    finally:
+        os.kill(old, signal.SIGCONT)
     serves(lasting, old, "r1")
 
 
