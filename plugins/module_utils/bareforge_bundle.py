@@ -379,8 +379,13 @@ def _wheel_of(source: Source, cache: Path) -> Path:
         try:
             _run(
                 [_uv(), "build", "--quiet", "--wheel", "--out-dir", str(out), tree],
-                # a Python that fits has to be here: fetching one from somewhere is not for a deploy to do
-                env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "UV_PYTHON_DOWNLOADS": "never"},
+                # a Python that fits has to be here: fetching one from somewhere is not for a deploy to do; a mirror of
+                # packages may have a certificate that only this system knows
+                env={
+                    "SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
+                    "UV_PYTHON_DOWNLOADS": "never",
+                    "UV_SYSTEM_CERTS": os.environ.get("UV_SYSTEM_CERTS", "true"),
+                },
             )
         except BundleError as error:
             raise BundleError(
