@@ -1,6 +1,7 @@
 """`check` against a real server: each failure by its exit code and its one line."""
 
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -154,6 +155,30 @@ def test_plain_http_to_a_tls_port(host: Host, bao: Bao) -> None:
     assert refused(host.agent("check"), 4) == (
         f"Vault at {address} speaks TLS only; use https:// in vault_agent_address"
     )
+
+
+def test_a_tls_port_that_hangs_up_before_its_answer_is_read(host: Host) -> None:
+    """What a busy server does to a request with a body."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        host.configure(address=address)
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            # closed with a reset
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.recv(5)
+            connection.close()
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        line = refused(host.agent("check"), 4)
+        thread.join(5)
+    assert line == f"Vault at {address} speaks TLS only; use https:// in vault_agent_address"
 
 
 def test_something_else_on_the_port(host: Host) -> None:

@@ -275,7 +275,7 @@ class Vault:
         if isinstance(error, exceptions.VaultNotInitialized):
             return UnavailableError(f"{at} is not initialized; initialize and unseal it")
         if isinstance(error, exceptions.InvalidRequest) and "HTTPS server" in str(error):
-            return UnavailableError(f"{at} speaks TLS only; use https:// in vault_agent_address")
+            return self._tls_only()
         if isinstance(error, exceptions.VaultError):
             return UnavailableError(f"{at} answered with an error: {_one_line(error)}; see Vault's log")
         if isinstance(error, requests.exceptions.SSLError):
@@ -292,6 +292,8 @@ class Vault:
                 "check vault_agent_address and the name service of the host"
             )
         numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
+        if errno.ECONNRESET in numbers and self._refuses_plain_http():
+            return self._tls_only()
         reasons = {
             errno.ECONNREFUSED: "connection refused",
             errno.ECONNRESET: "connection reset",
@@ -302,6 +304,17 @@ class Vault:
         return UnavailableError(
             f"cannot reach {at}: {reason}; check vault_agent_address and that the host may connect to it"
         )
+
+    def _tls_only(self) -> AgentError:
+        return UnavailableError(f"Vault at {self._address} speaks TLS only; use https:// in vault_agent_address")
+
+    def _refuses_plain_http(self) -> bool:
+        """Whether it says so to a request without a body: while one with a body is sent, it may hang up already."""
+        try:
+            self._client.sys.read_seal_status()
+        except (exceptions.VaultError, OSError) as error:
+            return "HTTPS server" in str(error)
+        return False
 
     def _tls_error(self, text: str) -> str:
         at = f"Vault at {self._address}"
