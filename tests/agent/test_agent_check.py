@@ -157,7 +157,8 @@ def test_plain_http_to_a_tls_port(host: Host, bao: Bao) -> None:
     )
 
 
-def test_a_tls_port_that_hangs_up_before_its_answer_is_read(host: Host) -> None:
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_tls_port_that_hangs_up_before_its_answer_is_read(reset: bool, host: Host) -> None:
     """What a busy server does to a request with a body."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -165,9 +166,8 @@ def test_a_tls_port_that_hangs_up_before_its_answer_is_read(host: Host) -> None:
 
         def answer() -> None:
             connection, _ = server.accept()
-            # closed with a reset
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.recv(5)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+            connection.recv(5 if reset else 65536)
             connection.close()
             connection, _ = server.accept()
             connection.recv(65536)

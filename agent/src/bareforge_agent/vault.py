@@ -292,7 +292,8 @@ class Vault:
                 "check vault_agent_address and the name service of the host"
             )
         numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
-        if errno.ECONNRESET in numbers and self._refuses_plain_http():
+        hung_up = any(isinstance(cause, ConnectionResetError | BrokenPipeError) for cause in causes)
+        if hung_up and self._refuses_plain_http():
             return self._tls_only()
         reasons = {
             errno.ECONNREFUSED: "connection refused",
