@@ -236,14 +236,14 @@ class Point(NamedTuple):
 
 
 def plan_points(
-    tasks: Sequence[str], every: int, inside: str, delays: Sequence[float], controller: Collection[int] = ()
+    tasks: Sequence[str], every: int, inside: str, delays: Sequence[float], idle: Collection[int] = ()
 ) -> list[Point]:
     """Return each `every`th task boundary, and for each task whose name ends with `inside` the moments in it.
 
-    controller: numbers of the tasks that reach no host. The boundary after such a task is left out: every host is as it
-    was at the one before it.
+    idle: numbers of the tasks that left every host as it was. The boundary after such a task is left out: every host is
+    as it was at the one before it.
     """
-    boundaries = [number for number in range(1, len(tasks) + 1) if number - 1 not in controller]
+    boundaries = [number for number in range(1, len(tasks) + 1) if number - 1 not in idle]
     points = [Point(number, 0, tasks[number - 1]) for number in boundaries[::every]]
     switches = [number for number, name in enumerate(tasks, 1) if name.endswith(inside)]
     return points + [Point(number, delay, tasks[number - 1]) for number in switches for delay in delays]

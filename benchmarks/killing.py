@@ -32,13 +32,13 @@ KILL_MODULES = (
 class Run:
     """A run that has ended: its status (-9 where it was killed), its output, the names of the tasks it began.
 
-    controller: the numbers, from 1, of the tasks that reach no host.
+    idle: the numbers, from 1, of the tasks that left every host as it was.
     """
 
     status: int
     output: str
     tasks: list[str]
-    controller: frozenset[int]
+    idle: frozenset[int]
 
     @property
     def killed(self) -> bool:
@@ -85,8 +85,10 @@ class Runner:
             if point:
                 end_processes(file)
         lines = [line.split(" ", 2) for line in file.read_text().splitlines()]
-        controller = frozenset(int(number) for number, place, _ in lines if place == "controller")
-        return Run(done.returncode, done.stdout + done.stderr, [name for _, _, name in lines], controller)
+        tasks = [name for _, word, name in lines if word == "begun"]
+        touched = {int(number) for number, word, _ in lines if word == "touched"}
+        idle = frozenset(range(1, len(tasks) + 1)) - touched
+        return Run(done.returncode, done.stdout + done.stderr, tasks, idle)
 
     def good(self, playbook: Path, *arguments: str, **variables: Any) -> Run:
         """Run a playbook that has to succeed. Raises FleetError."""

@@ -111,7 +111,7 @@ def _sweep(session: Session, subject: Subject) -> Row:
     subject.before()
     session.say(f"kill sweep: counting the tasks of {subject.playbook}")
     whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0))
-    points = plan_points(whole.tasks, session.every, SWITCH, DELAYS, whole.controller)
+    points = plan_points(whole.tasks, session.every, SWITCH, DELAYS, whole.idle)
     tally, findings = Tally(), Findings()
     done = 0
     for number, point in enumerate(points, 1):

@@ -2,8 +2,9 @@
 
 BAREFORGE_KILL_AT: at which task start to die: its number from 1, or its name ("NAME #2" for the second); unset: never.
 BAREFORGE_KILL_AFTER: seconds to wait first, so that the task is under way on the hosts.
-BAREFORGE_TASKS: file that gets one line "NUMBER PLACE TASK" for each task start; PLACE is "controller" for a task that
-reaches no host, else "host".
+BAREFORGE_TASKS: file that gets one line "NUMBER begun TASK" for each task start, and one "NUMBER touched TASK" for each
+host that the task may have changed: it says so, or it is one of the project's own, which keep records that they do not
+count as a change.
 """
 
 from __future__ import annotations
@@ -25,16 +26,7 @@ description: For tests of what a dead controller leaves behind.
 """
 
 
-CONTROLLER_ACTIONS = {
-    "assert",
-    "debug",
-    "fail",
-    "include_role",
-    "include_tasks",
-    "meta",
-    "set_fact",
-    "validate_argument_spec",
-}
+OWN = ("bareforge", "vault_")
 
 
 class CallbackModule(CallbackBase):
@@ -53,10 +45,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:  # noqa: ARG002
         """Count one boundary, and die there if it is the one."""
         self._count += 1
-        if file := os.environ.get("BAREFORGE_TASKS"):
-            with Path(file).open("a") as handle:
-                place = "controller" if task.action.rpartition(".")[2] in CONTROLLER_ACTIONS else "host"
-                handle.write(f"{self._count} {place} {task.get_name()}\n")
+        self._write("begun", task)
         self._seen[task.get_name()] += 1
         names = {str(self._count), f"{task.get_name()} #{self._seen[task.get_name()]}"}
         if self._seen[task.get_name()] == 1:
@@ -67,6 +56,16 @@ class CallbackModule(CallbackBase):
                 threading.Timer(delay, self._die).start()
             else:
                 self._die()
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Note that a task has touched a host."""
+        if result.is_changed() or result.task.action.rpartition(".")[2].startswith(OWN):
+            self._write("touched", result.task)
+
+    def _write(self, word: str, task: Any) -> None:
+        if file := os.environ.get("BAREFORGE_TASKS"):
+            with Path(file).open("a") as handle:
+                handle.write(f"{self._count} {word} {task.get_name()}\n")
 
     @staticmethod
     def _die() -> None:

@@ -17,7 +17,8 @@ PLAYBOOK = """
   gather_facts: false
   tasks:
     - name: Leave a trace
-      ansible.builtin.file: {path: "{{ traces }}/{{ inventory_hostname }}", state: touch, mode: "0644"}
+      ansible.builtin.file: {path: "{{ traces }}/{{ inventory_hostname }}", state: touch, mode: "0644",
+                             modification_time: "{{ modified | default('now') }}", access_time: preserve}
 
     - name: Take a minute
       ansible.builtin.command: sleep {{ seconds }}
@@ -45,7 +46,12 @@ def test_a_run_to_its_end_names_its_tasks(runner: Runner, tmp_path: Path) -> Non
     run = runner.good(tmp_path / "play.yml", traces=f"{tmp_path}/traces", seconds=0, refuse=False)
     assert (run.status, run.killed) == (0, False)
     assert run.tasks == ["Leave a trace", "Take a minute", "Refuse"]
-    assert run.controller == {3}
+    # the second says that it has changed something, the third cannot
+    assert run.idle == {3}
+    again = runner.good(
+        tmp_path / "play.yml", traces=f"{tmp_path}/traces", seconds=0, refuse=False, modified="preserve"
+    )
+    assert again.idle == {1, 3}
     with pytest.raises(FleetError, match=r"play\.yml failed"):
         runner.good(tmp_path / "play.yml", traces=f"{tmp_path}/traces", seconds=0, refuse=True)
 
