@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(server, database: str | None, *arguments: str) -> subprocess.Popen[str]:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "app/src")}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/app/src:{ROOT}/runtime/src"}
     if database:
         environment |= {
             "FORGE_ENVIRONMENT": "development",

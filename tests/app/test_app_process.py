@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def start(url: str, port: int, *arguments: str) -> subprocess.Popen[str]:
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT / "app/src"),
+        "PYTHONPATH": f"{ROOT}/app/src:{ROOT}/runtime/src",
         "FORGE_ENVIRONMENT": "development",
         "FORGE_SECRET_KEY": SECRET_KEY,
         "FORGE_DATABASE_URL": url,
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(("arguments", "access_ids"), [([], ["from-a-proxy"]), (["--no-access-log"], [])])
-def test_uvicorn_serves_it_without_the_runtime_and_logs_only_json(settings, arguments, access_ids):
+def test_uvicorn_alone_serves_it_and_logs_only_json(settings, arguments, access_ids):
     port = free_port()
     process = start(str(settings.database_url), port, *arguments)
     try:

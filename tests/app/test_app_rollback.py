@@ -41,7 +41,7 @@ class Newer:
     def __init__(self, source: Path, url: str) -> None:
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(source),
+            "PYTHONPATH": f"{source}:{ROOT}/runtime/src",
             "FORGE_ENVIRONMENT": "development",
             "FORGE_SECRET_KEY": SECRET_KEY,
             "FORGE_DATABASE_URL": url,

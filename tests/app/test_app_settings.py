@@ -190,7 +190,7 @@ def test_create_app_reads_the_environment(monkeypatch):
 
 
 def test_a_failing_start_ends_with_the_line_and_shows_no_secret():
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "app/src"), **GOOD}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/app/src:{ROOT}/runtime/src", **GOOD}
     environment["FORGE_DATABASE_URL"] = f"mysql://u:{PASSWORD}@h/d"
     result = subprocess.run(
         [sys.executable, "-c", "from forge_app.main import create_app; create_app()"],
@@ -204,7 +204,7 @@ def test_a_failing_start_ends_with_the_line_and_shows_no_secret():
 
 def test_importing_the_application_needs_no_settings_and_does_nothing():
     code = "import sys, logging, forge_app.main; sys.exit(bool(logging.getLogger().handlers))"
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "app/src")}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/app/src:{ROOT}/runtime/src"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Workers that stop: nobody waits at the end of the service, everybody in turn where max_requests is reached."""
+"""Workers that stop: nobody waits at the end of the service; in turn where max_requests or credentials have ended."""
 
 from __future__ import annotations
 
@@ -94,3 +94,70 @@ def test_workers_that_reach_max_requests_together_go_one_after_the_other(gunicor
         until(lambda: not (before - {server.process.pid}) & set(server.pids()), 25)
     assert load.failures == []
     assert load.longest < 1
+
+
+def write_url(directory: Path, url: str, **kv: str) -> None:
+    """As the agent does: files take the place of the old ones."""
+    directory.mkdir(exist_ok=True)
+    for name, content in {"db.json": {"APP_DATABASE_URL": url}, "kv.json": kv}.items():
+        (directory / "new").write_text(json.dumps(content))
+        (directory / "new").replace(directory / name)
+
+
+def test_workers_with_database_credentials_of_before_go_one_after_the_other(gunicorn: Gunicorn, tmp_path: Path) -> None:
+    directory, secrets = tmp_path / "workers", tmp_path / "secrets"
+    write_url(secrets, "postgresql://one", APP_SECRET_KEY="key-1")
+    server = gunicorn.start(
+        source=CAREFUL.replace("APP_SECRET_KEY", "APP_DATABASE_URL"),
+        START="1",
+        configuration="workers = 2\n",
+        BAREFORGE_MARKERS=str(directory),
+        BAREFORGE_SECRETS=str(secrets),
+    )
+    until(lambda: len(ready(directory)) == 2)
+    before = set(server.pids()) - {server.process.pid}
+    with Load(server.socket) as load:
+        # the same content in another file, and another key: nothing that would end
+        write_url(secrets, "postgresql://one", APP_SECRET_KEY="key-2")
+        time.sleep(2)
+        assert before <= set(server.pids())
+        write_url(secrets, "postgresql://two")
+        until(lambda: not before & set(server.pids()), 25)
+        until(lambda: len(ready(directory)) == 2)
+    assert server.get("/secret") == (200, b"postgresql://two")
+    assert (load.failures, load.longest < 1) == ([], True)
+    assert "the database credentials have changed; this worker makes room" in server.error_log.read_text()
+
+
+FOLLOWING = """
+import os
+from bareforge_runtime import changes
+
+told = []
+
+async def apply(settings):
+    told.append(settings["APP_DATABASE_URL"])
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        async with changes.followed(apply):
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    body = f"{os.getpid()} {told[-1] if told else ''}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+def test_workers_whose_application_follows_stay(gunicorn: Gunicorn, tmp_path: Path) -> None:
+    write_url(tmp_path / "secrets", "postgresql://one")
+    server = gunicorn.start(source=FOLLOWING, BAREFORGE_SECRETS=str(tmp_path / "secrets"))
+    server.wait_until_serving()
+    _, worker = server.pids()
+    write_url(tmp_path / "secrets", "postgresql://two")
+    until(lambda: server.get("/")[1] == f"{worker} postgresql://two".encode())
+    time.sleep(1)
+    assert server.pids()[1:] == [worker]

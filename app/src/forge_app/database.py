@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
+from bareforge_runtime.replaceable import Replaceable
 from fastapi import Depends, Request
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -28,22 +29,40 @@ class DatabaseStartError(Exception):
 class Database:
     """The pool behind a name that stays: users take sessions and never hold the engine.
 
-    So the engine can be replaced under them, each session finishing on the one it began with.
+    So the engine is replaced under them when the credentials change, each session finishing on the one it began with.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = create_engine(settings)
         self._settings = settings
+        self._engine = Replaceable(create_engine(settings), lambda engine: engine.dispose())
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Yield a session in a transaction: committed at the end, rolled back on an exception."""
-        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+        async with (
+            self._engine.use() as engine,
+            AsyncSession(engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     async def prove(self) -> None:
         """Connect and compare the environment marker. Raises DatabaseStartError."""
-        await prove(self._engine, self._settings)
+        async with self._engine.use() as engine:
+            await prove(engine, self._settings)
+
+    async def move(self, settings: Settings) -> None:
+        """Use the database of these settings once it is proven. Raises DatabaseStartError, nothing changed."""
+        if settings.database_url == self._settings.database_url:
+            return
+        engine = create_engine(settings)
+        try:
+            await prove(engine, settings)
+        except BaseException:
+            await engine.dispose()
+            raise
+        self._settings = settings
+        self._engine.replace(engine)
 
     async def ping(self, timeout: float) -> None:
         """Run SELECT 1 within `timeout` seconds. Raises TimeoutError or the driver's error."""
@@ -57,10 +76,10 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._engine.dispose()
+        await self._engine.close()
 
     async def _select_one(self) -> None:
-        async with self._engine.connect() as connection:
+        async with self._engine.use() as engine, engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
 
 

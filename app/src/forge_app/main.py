@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from bareforge_runtime import changes
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -50,12 +51,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open and prove the pool before the first request, in the process it serves; close it after the last."""
+    """Open and prove the pool before the first request, in the process it serves; close it after the last.
+
+    In between it moves to new credentials as often as there are some.
+    """
     database = Database(app.state.settings)
+
+    async def move(_: object) -> None:
+        await database.move(Settings.load())
+
     try:
         await database.prove()
         app.state.database = database
-        log.info("started")
-        yield
+        async with changes.followed(move):
+            log.info("started")
+            yield
     finally:
         await database.close()

@@ -2,18 +2,6 @@
 
 from typing import Final
 
-DEVELOPMENT: Final = "development"
+from bareforge_runtime import release
 
-
-def _resolve() -> str:
-    try:
-        from bareforge_runtime import release
-    except ModuleNotFoundError as error:
-        # only a runtime that is not installed means development; a broken one must be heard
-        if error.name not in {"bareforge_runtime", "bareforge_runtime.release"}:
-            raise
-        return DEVELOPMENT
-    return release.current().id
-
-
-RELEASE_ID: Final = _resolve()
+RELEASE_ID: Final = release.current().id

@@ -11,6 +11,7 @@ starts them with an environment of its own.
 
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 DIRECTORY_VARIABLE = "BAREFORGE_SECRETS"
@@ -19,15 +20,17 @@ FILES = ("kv.json", "db.json")
 # What this process itself has put into its environment, to tell it from what it was started with.
 _loaded: dict[str, str] = {}
 
+_listeners: list[Callable[[Iterable[str]], object]] = []
+
 
 class SecretsError(Exception):
     """The secrets cannot be used. The text is one line, `cause; cure`, and never contains a value."""
 
 
-def read(directory: Path) -> dict[str, str]:
+def read(directory: Path, names: Sequence[str] = FILES) -> dict[str, str]:
     """Return all settings of the secret files in `directory`, {setting name: value}.
 
-    Raises SecretsError.
+    names: of the files to read. Raises SecretsError.
     """
     try:
         present = {entry.name for entry in directory.iterdir()}
@@ -39,7 +42,7 @@ def read(directory: Path) -> dict[str, str]:
     except OSError as error:
         raise _unreadable(directory, error) from None
     settings: dict[str, str] = {}
-    for name in FILES:
+    for name in names:
         if name not in present:
             continue
         for setting, value in _read_file(directory / name).items():
@@ -69,9 +72,23 @@ def load_into_environment() -> dict[str, str]:
                 f"the setting {name} is a secret and also an environment variable with another value; "
                 "remove it from the environment of the application"
             )
+    # first, so that no output can show one of them before it is known as a secret
+    for listener in _listeners:
+        listener(settings.values())
     os.environ.update(settings)
     _loaded.update(settings)
     return settings
+
+
+def tell(listener: Callable[[Iterable[str]], object]) -> None:
+    """Call `listener` with the values, of now and of each later load: a redactor needs them."""
+    listener(_loaded.values())
+    _listeners.append(listener)
+
+
+def changed(directory: Path, names: Sequence[str] = FILES) -> list[str]:
+    """Names of the settings that are others in the files than this process has loaded last. Raises SecretsError."""
+    return sorted(name for name, value in read(directory, names).items() if value != _loaded.get(name))
 
 
 def _read_file(file: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The gunicorn worker class: `worker_class = "bareforge_runtime.worker.Worker"`.
 
-Five things on top of `uvicorn_worker.UvicornWorker`:
+Six things on top of `uvicorn_worker.UvicornWorker`:
 
 1. The secrets are loaded after the fork and before the application is imported, so they are in the memory of
    workers only: the master has none and hands none on, neither to its children nor across a re-exec.
@@ -10,9 +10,12 @@ Five things on top of `uvicorn_worker.UvicornWorker`:
 3. Access lines are JSON (see `bareforge_runtime.logs`).
 4. The worker says when it is ready (see `bareforge_runtime.markers`).
 5. Every response can name the release that gave it (see `bareforge_runtime.headers`).
+6. When the database credentials change and the application does not follow them (see `bareforge_runtime.changes`), the
+   worker makes room for one that has them, as after max_requests.
 """
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -28,14 +31,20 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from bareforge_runtime import drain, headers, loading, markers, release, secrets
+from bareforge_runtime.changes import Outdated
 from bareforge_runtime.logs import AccessLog
 from bareforge_runtime.markers import Announcer
 from bareforge_runtime.redact import RedactingFormatter, Redactor
 from bareforge_runtime.successors import await_successors, await_turn
 
+log = logging.getLogger("uvicorn.error")
+
 # Seconds of gunicorn's graceful_timeout that are kept for the application's own shutdown, after the last
 # request was finished or given up: at the end of graceful_timeout the master kills.
 SHUTDOWN_RESERVE = 1.0
+
+# Ticks of uvicorn's main loop, 0.1 s each, between two looks at the database credentials.
+LOOK_EVERY = 5
 
 
 class DrainingServer(Server):
@@ -44,6 +53,7 @@ class DrainingServer(Server):
     While it stops it calls `beat` every second, for `graceful_timeout` seconds at most, so that gunicorn's
     watchdog (setting `timeout`) does not take a worker that finishes a long request for one that hangs.
     announcer: says beside the first requests whether the application is ready, and no more when it has stopped.
+    outdated: whether another process should serve in its place; asked twice a second.
     """
 
     def __init__(
@@ -53,8 +63,10 @@ class DrainingServer(Server):
         graceful_timeout: float,
         beat: Callable[[], None],
         announcer: Announcer | None = None,
+        outdated: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(config)
+        self._outdated = outdated
         self._drain_seconds = drain_seconds
         self._graceful_timeout = graceful_timeout
         self._beat = beat
@@ -68,6 +80,13 @@ class DrainingServer(Server):
         await super().startup(sockets)
         if self._announcer is not None and not self.should_exit:
             self._announcing = asyncio.create_task(self._announcer.announce(self.lifespan.state))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the main loop is to end: by uvicorn's own reasons, or since this process is outdated."""
+        if self._outdated is not None and counter % LOOK_EVERY == 0 and self._outdated():
+            log.info("the database credentials have changed; this worker makes room for one that has them")
+            return True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, drain, then shut down as uvicorn does."""
@@ -127,11 +146,12 @@ class Worker(UvicornWorker):
         try:
             self._set_drain(drain.seconds(self.drain_seconds))
             self.config.headers = headers.release_header(release.current().id)
-            loaded = secrets.load_into_environment()
+            secrets.load_into_environment()
         except (secrets.SecretsError, ValueError) as error:
             self.log.error("bareforge-runtime: %s", error)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        redact = Redactor(loaded.values())
+        redact = Redactor()
+        secrets.tell(redact.add)
         for handler in self.log.error_log.handlers:
             handler.setFormatter(RedactingFormatter(handler.formatter, redact))
         load_application: Callable[[], None] = super().load_wsgi
@@ -149,6 +169,8 @@ class Worker(UvicornWorker):
             if directory
             else None
         )
+        secrets_directory = os.environ.get(secrets.DIRECTORY_VARIABLE, "")
+        self._outdated = Outdated(Path(secrets_directory)) if secrets_directory else None
         if self.log.access_log_enabled:
             self.wsgi = AccessLog(self.wsgi, self.log.access_log, release.current().id)
 
@@ -159,7 +181,9 @@ class Worker(UvicornWorker):
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = DrainingServer(self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._announcer)
+        server = DrainingServer(
+            self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._announcer, self._outdated
+        )
 
         def stop() -> None:
             server.should_exit = True
