@@ -32,6 +32,8 @@ path "secret/data/absent" { capabilities = ["read"] }
 path "secret/data/deleted" { capabilities = ["read"] }
 path "secret/data/other" { capabilities = ["read"] }
 path "database/creds/+" { capabilities = ["read"] }
+path "sys/leases/lookup" { capabilities = ["update"] }
+path "sys/leases/revoke" { capabilities = ["update"] }
 """
 
 
@@ -239,7 +241,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def database(bao: Bao, postgres: Postgres) -> Postgres:
-    """The database engine: role `forge` lives 60 s, `short` 3 s and 6 s at most, `broken` cannot be made."""
+    """The database engine: role `forge` lives 60 s, `short` 3 s and 6 s at most, `broken` cannot be made.
+
+    `turning` is replaced after 4 s, since it ends after 11 s at the latest; only a revocation ends it before 7 s.
+    """
     bao.root.write_data(
         "database/config/main",
         data={
@@ -254,6 +259,7 @@ def database(bao: Bao, postgres: Postgres) -> Postgres:
     for name, ttl, longest, statement in (
         ("forge", "60s", "10m", create),
         ("short", "3s", "6s", create),
+        ("turning", "10s", "11s", create),
         ("broken", "60s", "10m", "CREATE NONSENSE"),
     ):
         bao.root.write_data(

@@ -237,6 +237,23 @@ def test_version_deleted(host: Host, bao: Bao) -> None:
     )
 
 
+def test_pinned_version_missing_or_destroyed(host: Host, bao: Bao) -> None:
+    bao.put("other", secret_key="hidden")
+    metadata = bao.root.secrets.kv.v2.read_secret_metadata("other", mount_point="secret")
+    number = metadata["data"]["current_version"]
+    host.configure({"APP_KEY": {"kv": "secret/other", "key": "secret_key", "version": number + 7}})
+    assert refused(host.agent("check"), 5) == (
+        f"there is no version {number + 7} of secret/other (for APP_KEY); "
+        "correct version, or leave it out for the latest one"
+    )
+    bao.root.secrets.kv.v2.destroy_secret_versions("other", [number], mount_point="secret")
+    host.configure({"APP_KEY": {"kv": "secret/other", "key": "secret_key", "version": number}})
+    assert refused(host.agent("check"), 5) == (
+        f"version {number} of secret/other (for APP_KEY) is destroyed; "
+        "write a new one: vault kv put secret/other secret_key=..."
+    )
+
+
 def test_key_missing(host: Host) -> None:
     host.configure(kv("secret/forge", "secret_kee"))
     assert refused(host.agent("check"), 5) == (

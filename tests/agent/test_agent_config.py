@@ -70,12 +70,13 @@ SET_NAMED = "is not named with 1 to 64 of the characters a-z and 0-9; rename the
         ("[]", "the file is not an object; correct it"),
         (
             changed(adress="x"),
-            "the file has the unknown key 'adress'; known: address, approle_mount, ca_certificate, poll_seconds, sets",
+            "the file has the unknown key 'adress'; "
+            "known: address, approle_mount, ca_certificate, grace_seconds, poll_seconds, sets",
         ),
         (
             changed(settings={}),
             "the file has the unknown key 'settings'; "
-            "known: address, approle_mount, ca_certificate, poll_seconds, sets",
+            "known: address, approle_mount, ca_certificate, grace_seconds, poll_seconds, sets",
         ),
         ({"address": "https://x", "approle_mount": "approle"}, "the file lacks the key 'sets'; add it"),
         ({"address": "https://x", "sets": {}}, "the file lacks the key 'approle_mount'; add it"),
@@ -96,6 +97,15 @@ SET_NAMED = "is not named with 1 to 64 of the characters a-z and 0-9; rename the
             changed(poll_seconds=0),
             "poll_seconds is not a number of seconds between 0 and 86400; correct it",
         ),
+        (
+            changed(grace_seconds="a minute"),
+            "grace_seconds is not a number of seconds between 0 and 86400; correct it",
+        ),
+        (
+            setting(kv="secret/forge", key="k", version="3"),
+            "sets.s.A.version is not the number of a version; correct it",
+        ),
+        (setting(kv="secret/forge", key="k", version=0), "sets.s.A.version is not the number of a version; correct it"),
         (changed(sets=[]), "sets is not an object {set name: settings}; correct it"),
         (changed(sets={}), "sets is empty; add at least one set"),
         (changed(sets={"a1": {}, "Ab": {}}), f"sets.Ab {SET_NAMED}"),
@@ -111,7 +121,7 @@ SET_NAMED = "is not named with 1 to 64 of the characters a-z and 0-9; rename the
         (setting(kv="secret/a"), "sets.s.A lacks the key 'key'; add it"),
         (
             setting(kv="secret/a", key="k", path="x"),
-            "sets.s.A has the unknown key 'path'; known: key, kv, template",
+            "sets.s.A has the unknown key 'path'; known: key, kv, template, version",
         ),
         (
             setting(kv="secret", key="k"),

@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hvac
+import pytest
+
 from tests.agent.conftest import FORGE_KEY, SET, Bao, Host, Postgres
 
 READY = "READY=1"
@@ -86,6 +89,20 @@ def test_kv_change_is_seen(host: Host, bao: Bao) -> None:
     assert host.log().count("wrote set1/kv.json: FORGE_SECRET_KEY") == 2, "written only when it changed"
 
 
+def test_pinned_version_stays_beside_the_latest_one(host: Host, bao: Bao) -> None:
+    metadata = bao.root.secrets.kv.v2.read_secret_metadata("forge", mount_point="secret")
+    pinned = {**FORGE_KEY["FORGE_SECRET_KEY"], "version": metadata["data"]["current_version"]}
+    host.configure(sets={SET: {"FORGE_SECRET_KEY": pinned}, "latest": FORGE_KEY})
+    host.start()
+    host.wait_for_status(READY)
+    bao.put("forge", secret_key="k-e-y-2")
+    deadline = time.monotonic() + 10
+    while host.settings(of="latest")["FORGE_SECRET_KEY"] != "k-e-y-2":
+        assert time.monotonic() < deadline, host.log()
+        time.sleep(0.05)
+    assert host.settings()["FORGE_SECRET_KEY"] == "k-e-y-1"
+
+
 def test_restart_takes_over_token_and_lease(host: Host, database: Postgres) -> None:
     host.configure({**FORGE_KEY, **url("forge", database.port)})
     process = host.start()
@@ -114,6 +131,50 @@ def test_restart_under_another_identity_does_not_take_over(host: Host, bao: Bao)
     accessor = host.accessor()
     host.stop(process)
     host.put_credential(bao.role("host-renamed"))
+    host.start()
+    host.wait_for_status(READY)
+    assert host.accessor() != accessor
+
+
+def test_restart_with_another_secret_id_logs_in_and_ends_the_token_from_before(
+    host: Host, bao: Bao, database: Postgres
+) -> None:
+    host.configure({**FORGE_KEY, **url("forge", database.port)}, grace_seconds=1.5)
+    process = host.start()
+    host.wait_for_status(READY)
+    accessor, before = host.accessor(), host.settings("db")["FORGE_DATABASE_URL"]
+    user = connect(host)
+    host.stop(process)
+    host.put_credential(bao.credential())
+    host.start()
+    host.wait_for_status(READY)
+    assert host.accessor() != accessor
+    assert connect(host, before) == user, "its readers have to move first"
+    assert connect(host) != user
+    deadline = time.monotonic() + 5
+    while user in leased(database):
+        assert time.monotonic() < deadline, host.log()
+        time.sleep(0.05)
+    with pytest.raises(hvac.exceptions.VaultError):
+        bao.root.auth.token.lookup_accessor(accessor)
+    assert json.loads((host.runtime / "state.json").read_text())["former"] == {}
+
+
+def test_state_of_an_agent_that_kept_no_secret_id_is_completed(host: Host, bao: Bao) -> None:
+    process = host.start()
+    host.wait_for_status(READY)
+    accessor = host.accessor()
+    host.stop(process)
+    file = host.runtime / "state.json"
+    state = json.loads(file.read_text())
+    del state["secret_id"], state["former"]
+    file.chmod(0o600)
+    file.write_text(json.dumps(state))
+    process = host.start()
+    host.wait_for_status(READY)
+    assert host.accessor() == accessor
+    host.stop(process)
+    host.put_credential(bao.credential())
     host.start()
     host.wait_for_status(READY)
     assert host.accessor() != accessor
@@ -429,4 +490,4 @@ def test_state_file_holds_what_a_restart_needs(host: Host) -> None:
     host.start()
     host.wait_for_status(READY)
     state = json.loads((host.runtime / "state.json").read_text())
-    assert sorted(state) == ["address", "databases", "role_id"]
+    assert sorted(state) == ["address", "databases", "former", "retired", "role_id", "secret_id"]

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from bareforge_agent.errors import ENROLL, ConfigurationError, EnrolmentError
 
 DEFAULT_POLL_SECONDS = 15.0
+DEFAULT_GRACE_SECONDS = 60.0
 SET_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
 """Name of a set, and of its directory in $RUNTIME_DIRECTORY."""
 TOKEN_FILE = "token"  # noqa: S105 (a file's name)
@@ -22,13 +23,17 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class KvSetting:
-    """A setting that is one key of a KV v2 secret; `template`, if any, is filled with {value} as it is."""
+    """A setting that is one key of a KV v2 secret; `template`, if any, is filled with {value} as it is.
+
+    version: of the secret; None is the latest one.
+    """
 
     name: str
     mount: str
     path: str
     key: str
     template: str | None = None
+    version: int | None = None
 
     @property
     def place(self) -> str:
@@ -69,13 +74,18 @@ class SettingSet:
 
 @dataclass(frozen=True)
 class Config:
-    """What the configuration file says. `poll_seconds`: how often KV secrets are read again."""
+    """What the configuration file says.
+
+    poll_seconds: how often KV secrets are read again, and leases asked for. grace_seconds: how long a user of the
+    database stays that was replaced, so that its readers can move; at most a quarter of its lease.
+    """
 
     address: str
     ca_certificate: Path | None
     approle_mount: str
     sets: tuple[SettingSet, ...]
     poll_seconds: float = DEFAULT_POLL_SECONDS
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
 
     @property
     def database_paths(self) -> frozenset[str]:
@@ -135,7 +145,7 @@ class _Reader:
         self._file = file
 
     def config(self, document: Any) -> Config:
-        known = {"address", "ca_certificate", "approle_mount", "sets", "poll_seconds"}
+        known = {"address", "ca_certificate", "approle_mount", "sets", "poll_seconds", "grace_seconds"}
         self._keys(document, "the file", known, required={"address", "approle_mount", "sets"})
         sets = document["sets"]
         if not isinstance(sets, dict):
@@ -147,7 +157,8 @@ class _Reader:
             ca_certificate=self._ca_certificate(document.get("ca_certificate", "")),
             approle_mount=self._text(document["approle_mount"], "approle_mount").strip("/"),
             sets=tuple(self._set(name, settings) for name, settings in sets.items()),
-            poll_seconds=self._poll_seconds(document.get("poll_seconds", DEFAULT_POLL_SECONDS)),
+            poll_seconds=self._seconds(document, "poll_seconds", DEFAULT_POLL_SECONDS),
+            grace_seconds=self._seconds(document, "grace_seconds", DEFAULT_GRACE_SECONDS),
         )
 
     def _set(self, name: str, settings: Any) -> SettingSet:
@@ -173,12 +184,18 @@ class _Reader:
             path = self._text(source["database"], f"{where}.database").strip("/")
             fields = {"username", "password"}
             return DatabaseSetting(name, path, self._template(source["template"], where, fields))
-        self._keys(source, where, {"kv", "key", "template"}, required={"kv", "key"})
+        self._keys(source, where, {"kv", "key", "template", "version"}, required={"kv", "key"})
         mount, _, path = self._text(source["kv"], f"{where}.kv").strip("/").partition("/")
         if not path:
             raise self._wrong(f"{where}.kv", "is not MOUNT/PATH, such as secret/forge")
         template = self._template(source["template"], where, {"value"}) if "template" in source else None
-        return KvSetting(name, mount, path, self._text(source["key"], f"{where}.key"), template)
+        key = self._text(source["key"], f"{where}.key")
+        return KvSetting(name, mount, path, key, template, self._version(source.get("version"), f"{where}.version"))
+
+    def _version(self, value: Any, where: str) -> int | None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise self._wrong(where, "is not the number of a version")
+        return value
 
     def _template(self, value: Any, where: str, fields: set[str]) -> str:
         where = f"{where}.template"
@@ -212,9 +229,10 @@ class _Reader:
             raise self._wrong("ca_certificate", f"cannot be read, {file}: {_reason(error)}") from None
         return file
 
-    def _poll_seconds(self, value: Any) -> float:
+    def _seconds(self, document: Any, where: str, default: float) -> float:
+        value = document.get(where, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
-            raise self._wrong("poll_seconds", "is not a number of seconds between 0 and 86400")
+            raise self._wrong(where, "is not a number of seconds between 0 and 86400")
         return float(value)
 
     def _keys(self, value: Any, where: str, known: set[str], required: set[str]) -> None:

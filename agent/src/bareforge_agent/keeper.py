@@ -6,6 +6,8 @@ with one of them does not keep the others from being written. A set appears as a
 been read once it has no directory, so that its readers find it missing and not empty.
 """
 
+import contextlib
+import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -21,14 +23,11 @@ from bareforge_agent.errors import (
     TokenLostError,
     UnavailableError,
 )
+from bareforge_agent.leases import WORTH_KEEPING, Leases, renew_at
 from bareforge_agent.notify import notify
 from bareforge_agent.stop import Stop
-from bareforge_agent.vault import DatabaseCredentials, Token, Vault
+from bareforge_agent.vault import Token, Vault
 
-# Share of the time to live after which to renew, with jitter so that hosts do not all come at once.
-RENEW_AT = (0.35, 0.45)
-# A renewal that gives less than this share of the full time to live says that the end is near.
-WORTH_KEEPING = 0.9
 # Seconds between attempts while Vault is not available: 1, 2, 4, 5, 5, ...
 FIRST_WAIT, LONGEST_WAIT = 1.0, 5.0
 
@@ -58,10 +57,13 @@ class Keeper:
         self._vault = Vault(config)
         self._token: Token | None = None
         self._renew_token_at = 0.0
+        # Tokens of a secret_id that was replaced, and when they are revoked, by time.monotonic()
+        self._former: dict[str, float] = {}
         # By set name; a set whose secrets are refused is not in it.
         self._kv: dict[str, dict[str, str]] = {}
-        self._databases: dict[str, DatabaseCredentials] = {}
-        self._renew_lease_at: dict[str, float] = {}
+        self._leases = Leases(
+            config.database_paths, config.poll_seconds, config.grace_seconds, save=self._save, log=log
+        )
         self._read_kv_at = 0.0
 
     def run(self) -> None:
@@ -115,14 +117,18 @@ class Keeper:
 
     def _step(self) -> None:
         """Do what is due. What fails stays due, and does not keep the rest from being done."""
+        if self._stop.take_renewal():
+            self._log("asked for new users of the database")
+            self._leases.replace_all()
         now = time.monotonic()
         due: list[Callable[[], None]] = []
         if now >= self._renew_token_at:
             due.append(self._renew_token)
         if now >= self._read_kv_at:
             due.append(lambda: _raise_first(self._read_kv()))
-        due += [partial(self._renew_database, path) for path, at in self._renew_lease_at.items() if now >= at]
-        if self._missing():
+        due += [partial(self._keep_leases, action) for action in self._leases.due(self._vault, now)]
+        due += [partial(self._revoke_former, value) for value, at in self._former.items() if now >= at]
+        if self._leases.missing():
             due.append(lambda: _raise_first(self._obtain_databases()))
         failure: AgentError | None = None
         for action in due:
@@ -139,12 +145,12 @@ class Keeper:
             raise failure
 
     def _next_due(self) -> float:
-        if self._missing():
+        if self._leases.missing():
             return 0.0
         return min(self._deadlines())
 
     def _deadlines(self) -> list[float]:
-        return [self._renew_token_at, self._read_kv_at, *self._renew_lease_at.values()]
+        return [self._renew_token_at, self._read_kv_at, *self._leases.deadlines(), *self._former.values()]
 
     # token
 
@@ -152,8 +158,7 @@ class Keeper:
         """Get a new token. Database users end with the token they were made by, so new ones are needed."""
         self._vault = Vault(self._config)
         self._set_token(self._vault.login(self._credential))
-        self._databases = {}
-        self._renew_lease_at = {}
+        self._leases.forget()
         self._save()
 
     def _renew_token(self) -> None:
@@ -165,9 +170,16 @@ class Keeper:
             raise TokenLostError("the token has reached its longest life; log in again")
         self._set_token(renewed)
 
+    def _revoke_former(self, value: str) -> None:
+        """End a token, and with it the users of the database that it has made: their readers have moved by now."""
+        with contextlib.suppress(TokenLostError):
+            Vault(self._config, token=value).revoke_token()
+        del self._former[value]
+        self._save()
+
     def _set_token(self, token: Token) -> None:
         self._token = token
-        self._renew_token_at = _renew_at(token.ttl) if token.full else float("inf")
+        self._renew_token_at = renew_at(token.ttl) if token.full else float("inf")
 
     # settings
 
@@ -186,10 +198,6 @@ class Keeper:
             self._read_kv_at = time.monotonic() + self._config.poll_seconds
         return refusals
 
-    def _missing(self) -> frozenset[str]:
-        """The database paths without credentials."""
-        return self._config.database_paths - self._databases.keys()
-
     def _obtain_databases(self) -> list[PathError]:
         """Get credentials where they are missing and write what can be; returns what was refused, by path.
 
@@ -197,9 +205,9 @@ class Keeper:
         """
         refusals: list[PathError] = []
         unavailable: UnavailableError | None = None
-        for path in sorted(self._missing()):
+        for path in sorted(self._leases.missing()):
             try:
-                self._new_database(path)
+                self._leases.obtain(self._vault, path)
             except PathError as error:
                 refusals.append(error)
             except UnavailableError as error:
@@ -209,30 +217,12 @@ class Keeper:
             raise unavailable
         return refusals
 
-    def _new_database(self, path: str) -> None:
-        credentials = self._vault.read_database(path)
-        self._databases[path] = credentials
-        self._renew_lease_at[path] = self._database_due(credentials, credentials.ttl)
-        # Saved at once: what is not known after a crash stays in the database until its lease ends.
-        self._save()
-
-    def _renew_database(self, path: str) -> None:
-        credentials = self._databases[path]
-        ttl = None
-        if credentials.lease_id and credentials.renewable:
-            ttl = self._vault.renew_lease(credentials.lease_id)
-        if ttl is not None and ttl >= WORTH_KEEPING * credentials.ttl:
-            self._renew_lease_at[path] = self._database_due(credentials, ttl)
-        else:
-            self._new_database(path)
+    def _keep_leases(self, action: Callable[[], bool]) -> None:
+        if action():
             self._write_sets()
 
-    def _database_due(self, credentials: DatabaseCredentials, ttl: float) -> float:
-        # Credentials of a static role have no lease: Vault changes their password, so they are read again.
-        return _renew_at(ttl) if credentials.lease_id else time.monotonic() + self._config.poll_seconds
-
     def _has_databases(self, each: SettingSet) -> bool:
-        return not each.database_paths - self._databases.keys()
+        return not each.database_paths & self._leases.missing()
 
     def _is_whole(self, each: SettingSet) -> bool:
         return each.name in self._kv and self._has_databases(each)
@@ -249,7 +239,7 @@ class Keeper:
             if self._has_databases(each):
                 settings = {}
                 for setting in each.database:
-                    credentials = self._databases[setting.path]
+                    credentials = self._leases[setting.path]
                     settings[setting.name] = setting.render(credentials.username, credentials.password)
                 self._write(each, "db.json", settings)
 
@@ -265,7 +255,9 @@ class Keeper:
         state = {
             "address": self._config.address,
             "role_id": self._credential.role_id,
-            "databases": {path: vars(credentials) for path, credentials in self._databases.items()},
+            "secret_id": _fingerprint(self._credential.secret_id),
+            "former": {value: time.time() + at - time.monotonic() for value, at in self._former.items()},
+            **self._leases.state(),
         }
         files.write(self._directory / "state.json", files.to_json(state), files.STATE_MODE)
 
@@ -279,27 +271,25 @@ class Keeper:
         )
         if not value or not same:
             return False
+        now, epoch = time.monotonic(), time.time() - time.monotonic()
+        latest = now + self._config.grace_seconds
+        self._former = {former: min(at - epoch, latest) for former, at in state.get("former", {}).items()}
+        if state.get("secret_id", "") not in ("", _fingerprint(self._credential.secret_id)):
+            # whoever knew the secret_id from before may have made such a token too: it ends with the secret_id
+            self._former[value] = latest
+            return False
         self._vault = Vault(self._config, token=value)
         try:
             self._set_token(self._vault.look_up_token())
             self._renew_token()
-            saved = state.get("databases", {})
-            # All of them before the first renewal, which may save: none must be lost from the state file.
-            self._databases = {
-                path: DatabaseCredentials(**saved[path]) for path in sorted(self._config.database_paths & saved.keys())
-            }
-            self._renew_lease_at = dict.fromkeys(self._databases, 0.0)
-            for path in sorted(self._databases):
-                try:
-                    self._renew_database(path)
-                except PathError:
-                    # Missing from now on, so that it counts as refused with what the start cannot obtain.
-                    del self._databases[path], self._renew_lease_at[path]
+            self._leases.take_over(self._vault, state)
         except TokenLostError:
             return False
         except TypeError:
             # written by another version of the agent
             return False
+        # an older one has not kept which secret_id the token is of
+        self._save()
         return True
 
     # what is the matter
@@ -336,15 +326,16 @@ class KvSecrets:
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self._secrets: dict[str, dict[str, Any]] = {}
+        self._secrets: dict[tuple[str, int | None], dict[str, Any]] = {}
 
     def render(self, each: SettingSet) -> dict[str, str]:
         """Return the KV settings of a set, name to text; raises AgentError."""
         settings: dict[str, str] = {}
         for setting in each.kv:
-            if setting.place not in self._secrets:
-                self._secrets[setting.place] = self._vault.read_kv(setting)
-            settings[setting.name] = setting.render(value_of(setting, self._secrets[setting.place]))
+            place = setting.place, setting.version
+            if place not in self._secrets:
+                self._secrets[place] = self._vault.read_kv(setting)
+            settings[setting.name] = setting.render(value_of(setting, self._secrets[place]))
         return settings
 
 
@@ -364,10 +355,10 @@ def value_of(setting: KvSetting, secret: dict[str, Any]) -> str:
     return value
 
 
+def _fingerprint(secret_id: str) -> str:
+    return hashlib.sha256(secret_id.encode()).hexdigest()
+
+
 def _raise_first(refusals: list[PathError]) -> None:
     if refusals:
         raise refusals[0]
-
-
-def _renew_at(ttl: float) -> float:
-    return time.monotonic() + ttl * random.uniform(*RENEW_AT)  # noqa: S311 (no secret is made of it)

@@ -121,23 +121,27 @@ class Vault:
         return Token(auth["client_token"], float(auth["lease_duration"]), token.full, bool(auth["renewable"]))
 
     def revoke_token(self) -> None:
-        """Revoke the token in use, and with it all credentials that it was given."""
+        """Revoke the token in use with all credentials that it was given; raises TokenLostError if it has ended."""
         try:
             self._client.auth.token.revoke_self()
+        except exceptions.Forbidden:
+            raise TokenLostError(f"Vault at {self._address} does not accept the token; {ENROLL}") from None
         except (exceptions.VaultError, OSError) as error:
             raise self._general_error(error) from None
 
     def read_kv(self, setting: KvSetting) -> dict[str, Any]:
         """Return the keys and values of the secret that `setting` is in; raises PathError."""
         what = f"{setting.place} (for {setting.name})"
+        which = "the latest version" if setting.version is None else f"version {setting.version}"
         try:
             answer = self._client.secrets.kv.v2.read_secret_version(
-                path=setting.path, mount_point=setting.mount, raise_on_deleted_version=False
+                path=setting.path, version=setting.version, mount_point=setting.mount, raise_on_deleted_version=False
             )
-        except exceptions.InvalidPath:
-            raise PathError(
-                f"there is no secret {what}; write it: vault kv put {setting.place} {setting.key}=..."
-            ) from None
+        except exceptions.InvalidPath as error:
+            # of a version that was destroyed without having been deleted first there is still this much
+            answer = error.json if isinstance(error.json, dict) else {}
+            if not (answer.get("data") or {}).get("metadata"):
+                raise self._no_secret(setting) from None
         except exceptions.Forbidden:
             raise self._denied(
                 f"{setting.place} (for {setting.name})", f"{setting.mount}/data/{setting.path}"
@@ -147,16 +151,22 @@ class Vault:
         data, metadata = answer["data"].get("data"), answer["data"].get("metadata", {})
         if data is None and metadata.get("destroyed"):
             raise PathError(
-                f"the latest version of {what} is destroyed; write a new one: "
-                f"vault kv put {setting.place} {setting.key}=..."
+                f"{which} of {what} is destroyed; write a new one: vault kv put {setting.place} {setting.key}=..."
             )
         if not isinstance(data, dict):
             version = metadata.get("version")
             raise PathError(
-                f"the latest version of {what} is deleted; "
-                f"restore it: vault kv undelete -versions={version} {setting.place}"
+                f"{which} of {what} is deleted; restore it: vault kv undelete -versions={version} {setting.place}"
             )
         return data
+
+    def _no_secret(self, setting: KvSetting) -> PathError:
+        what = f"{setting.place} (for {setting.name})"
+        if setting.version is not None:
+            return PathError(
+                f"there is no version {setting.version} of {what}; correct version, or leave it out for the latest one"
+            )
+        return PathError(f"there is no secret {what}; write it: vault kv put {setting.place} {setting.key}=...")
 
     def read_database(self, path: str) -> DatabaseCredentials:
         """Return new credentials from `path`; raises PathError."""
@@ -201,6 +211,36 @@ class Vault:
             if "cannot renew" in str(error):
                 return None
             raise self._general_error(error) from None
+        except (exceptions.VaultError, OSError) as error:
+            raise self._general_error(error) from None
+
+    def has_lease(self, lease_id: str) -> bool:
+        """Whether a lease exists. Where the policy does not allow to ask, it is believed to."""
+        try:
+            self._client.sys.read_lease(lease_id)
+        except (exceptions.InvalidRequest, exceptions.InvalidPath):
+            return False
+        except exceptions.Forbidden:
+            self.look_up_token()
+        except (exceptions.VaultError, OSError) as error:
+            raise self._general_error(error) from None
+        return True
+
+    def revoke_lease(self, lease_id: str) -> None:
+        """End a lease, and with it its user of the database; one that has ended already is fine. Raises PathError."""
+        try:
+            self._client.sys.revoke_lease(lease_id)
+        except exceptions.InvalidPath:
+            return
+        except exceptions.InvalidRequest as error:
+            if "lease not found" in str(error) or "invalid lease" in str(error):
+                return
+            raise PathError(
+                f"Vault at {self._address} cannot revoke it: {_one_line(error)}; "
+                "correct revocation_statements of the database role, or the rights of Vault's own user"
+            ) from None
+        except exceptions.Forbidden:
+            raise self._denied("sys/leases/revoke", "sys/leases/revoke", "update") from None
         except (exceptions.VaultError, OSError) as error:
             raise self._general_error(error) from None
 
@@ -251,13 +291,13 @@ class Vault:
             )
         return self._general_error(error)
 
-    def _denied(self, what: str, path: str) -> AgentError:
+    def _denied(self, what: str, path: str, capability: str = "read") -> AgentError:
         """Return the meaning of a 403 on `path`: Vault gives the same answer for a token that is bad."""
         try:
             self.look_up_token()
         except AgentError as error:
             return error
-        return PathError(f"permission denied on {what}; let the policy of this host's AppRole role read {path}")
+        return PathError(f"permission denied on {what}; let the policy of this host's AppRole role {capability} {path}")
 
     def _no_database_path(self, path: str) -> AgentError:
         return PathError(f"there is no database role at {path}; create it in Vault or correct the path")
