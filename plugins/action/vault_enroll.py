@@ -58,7 +58,8 @@ class ActionModule(ActionBase):
             )
         if found["rc"] == 0 and not given["force"]:
             return {"changed": False, "msg": "the host is enrolled"}
-        if found["rc"] not in (0, NEEDS_ENROLMENT) and not given["force"]:
+        # a new identity cures nothing else, and would be one more that works
+        if found["rc"] not in (0, NEEDS_ENROLMENT):
             raise AnsibleActionFail(found["msg"])
         why = found["msg"] if found["rc"] else "a new identity was asked for"
         if self._task.check_mode:

@@ -80,13 +80,15 @@ class Vault:
         # Vault's address is meant literally: a proxy of the environment would see the token's destination
         self._client.session.trust_env = False
 
-    def read(self, path: str) -> dict[str, Any] | None:
+    def read(self, path: str, version: int | None = None) -> dict[str, Any] | None:
         """Return the `data` of a path, None when nothing is there.
 
+        version: of a KV v2 secret, if not the latest one.
         A deleted version of a KV v2 secret is returned as Vault does: `data` is null, `metadata` says when.
         """
         try:
-            answer = self._client.adapter.request("get", f"/v1/{path}")
+            query = {} if version is None else {"version": version}
+            answer = self._client.adapter.request("get", f"/v1/{path}", params=query)
         except hvac.exceptions.InvalidPath as error:
             gone = error.json.get("data") if isinstance(error.json, dict) else None
             return gone if isinstance(gone, dict) else None
@@ -115,6 +117,54 @@ class Vault:
             else:
                 return answer if isinstance(answer, dict) else {}
         raise AssertionError("the last attempt returns or raises")
+
+    def lease(self, path: str) -> str:
+        """Have something made at a path that is leased; returns the lease's id."""
+        try:
+            answer = self._client.adapter.request("get", f"/v1/{path}")
+        except (hvac.exceptions.VaultError, OSError) as error:
+            raise self._failure(error, "read", path) from None
+        return str(answer["lease_id"])
+
+    def names(self, path: str) -> list[str]:
+        """Return the names below a path, none when there are none."""
+        try:
+            answer = self._client.adapter.request("list", f"/v1/{path}")
+        except hvac.exceptions.InvalidPath:
+            return []
+        except (hvac.exceptions.VaultError, OSError) as error:
+            raise self._failure(error, "list", path) from None
+        return [str(name) for name in answer["data"]["keys"]]
+
+    def delete(self, path: str) -> None:
+        """Delete what is at a path; nothing there is fine."""
+        try:
+            self._client.adapter.request("delete", f"/v1/{path}")
+        except hvac.exceptions.InvalidPath:
+            return
+        except (hvac.exceptions.VaultError, OSError) as error:
+            raise self._failure(error, "delete", path) from None
+
+    def login_role(self, accessor: str) -> str:
+        """Return the path of the AppRole role that a token was made by, "auth/MOUNT/role/NAME" in lower case.
+
+        Vault keeps the name so. Empty for other tokens and for one that has ended.
+        """
+        path = "auth/token/lookup-accessor"
+        try:
+            answer = self._client.adapter.request("post", f"/v1/{path}", json={"accessor": accessor})
+        except hvac.exceptions.Forbidden as error:
+            # Vault's answer for an accessor that is gone, too
+            if "invalid accessor" in reason(error):
+                return ""
+            raise self._failure(error, "write", path) from None
+        except hvac.exceptions.InvalidPath:
+            return ""
+        except (hvac.exceptions.VaultError, OSError) as error:
+            raise self._failure(error, "write", path) from None
+        name = (answer["data"].get("meta") or {}).get("role_name")
+        mount = str(answer["data"].get("path") or "").removesuffix("/login")
+        return f"{mount}/role/{name}".lower() if name else ""
 
     def _failure(self, error: Exception, verb: str, path: str) -> VaultAccessError:
         if isinstance(error, hvac.exceptions.Forbidden):

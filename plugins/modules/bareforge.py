@@ -39,6 +39,7 @@ options:
   settings: {description: "What the engine must know: module, workers, ready_path and more.", type: dict, default: {}}
   command: {description: Module with arguments that migrates., type: list, elements: str, default: []}
   soak: {description: Seconds the candidate has to stay ready., type: float, default: 0}
+  secrets: {description: Directory of secrets for the candidate instead of its own., type: str, default: ""}
   method: {description: How to switch where there is a choice., type: str, choices: [handover, hup], default: handover}
   action: {description: What the history calls it., type: str, default: deploy}
   keep: {description: How many activations to keep., type: int, default: 5}
@@ -600,10 +601,15 @@ def verify(paths: Paths, activation: str) -> None:
         raise EngineError(last_line(done.stderr), done.stderr.splitlines()[:-1])
 
 
-def prove(paths: Paths, activation: str, soak: float) -> None:
-    """Start the activation on a private socket, in the service's sandbox, with the real secrets. Raises EngineError."""
+def prove(paths: Paths, activation: str, soak: float, secrets: str = "") -> None:
+    """Start the activation on a private socket, in the service's sandbox, with the real secrets. Raises EngineError.
+
+    secrets: directory of others, which are to be tried.
+    """
     limit = 2 * float(settings_of(paths, activation)["start_timeout"]) + soak + 60
-    done = sandboxed(paths, activation, check_command(paths, activation, soak), "candidate", limit)
+    # the activation's environment file would win over a property
+    tried = ["/usr/bin/env", f"BAREFORGE_SECRETS={secrets}"] if secrets else []
+    done = sandboxed(paths, activation, [*tried, *check_command(paths, activation, soak)], "candidate", limit)
     if done.returncode:
         raise EngineError(last_line(done.stderr), done.stderr.splitlines()[:-1])
 
@@ -1297,7 +1303,7 @@ def _mutate(paths: Paths, given: dict[str, Any]) -> dict[str, Any]:
     if state == "migrated":
         return {"changed": migrate(paths, activation, given["command"])}
     if state == "proven":
-        prove(paths, activation, given["soak"])
+        prove(paths, activation, given["soak"], given["secrets"])
         return {"changed": False}
     if state == "planned":
         recover(paths)
@@ -1331,6 +1337,8 @@ def main() -> None:
             "settings": {"type": "dict", "default": {}},
             "command": {"type": "list", "elements": "str", "default": []},
             "soak": {"type": "float", "default": 0},
+            # a directory, not what is in it
+            "secrets": {"type": "str", "default": "", "no_log": False},
             "method": {"type": "str", "choices": ["handover", "hup"], "default": "handover"},
             "action": {"type": "str", "default": "deploy"},
             "keep": {"type": "int", "default": 5},

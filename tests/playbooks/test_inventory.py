@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOSTS = "deploy.yml", "history.yml", "reload.yml", "rollback.yml", "unlock.yml"
+HOSTS = (
+    *("audit.yml", "deploy.yml", "history.yml", "reload.yml", "rollback.yml", "unlock.yml"),
+    *("rotate_database.yml", "rotate_secret_id.yml", "rotate_setting.yml"),
+)
 
 
 @pytest.mark.parametrize("playbook", HOSTS)

@@ -20,7 +20,12 @@ GOOD: dict[str, Any] = {
     "vault_agent_address": "https://vault1:8200",
     "vault_agent_settings": {
         "FORGE_SECRET_KEY": {"kv": "secret/forge", "key": "secret_key"},
-        "FORGE_MAIL_URL": {"kv": "secret/mail", "key": "password", "template": "smtp://forge:{value}@mail"},
+        "FORGE_MAIL_URL": {
+            "kv": "secret/mail",
+            "key": "password",
+            "template": "smtp://forge:{value}@mail",
+            "version": 3,
+        },
         "FORGE_DATABASE_URL": {
             "database": "database/creds/forge",
             "template": "postgresql://{username}:{password}@db/forge",
@@ -28,7 +33,7 @@ GOOD: dict[str, Any] = {
     },
 }
 SHAPE = (
-    "vault_agent_settings.X must be {kv: MOUNT/PATH, key: KEY}, optionally with template, or "
+    "vault_agent_settings.X must be {kv: MOUNT/PATH, key: KEY}, optionally with template and version (a number), or "
     "{database: MOUNT/creds/ROLE, template: TEXT}; see roles/vault_agent/README.md"
 )
 

@@ -123,6 +123,12 @@ def inventory(database: Database) -> dict[str, Any]:
 
 
 def configure(ansible: Ansible, server: Server, variables: dict[str, Any], *arguments: str, **environment: str) -> Run:
+    return play("vault.yml", ansible, server, variables, *arguments, **environment)
+
+
+def play(
+    playbook: str, ansible: Ansible, server: Server, variables: dict[str, Any], *arguments: str, **environment: str
+) -> Run:
     hosts = {
         "all": {"vars": variables},
         "app": {"hosts": {"web1": {"vault_host_cidrs": ["127.0.0.1/32"]}, "web2": {"vault_agent_role": "second"}}},
@@ -130,7 +136,7 @@ def configure(ansible: Ansible, server: Server, variables: dict[str, Any], *argu
     path = ansible.directory / "hosts.json"
     path.write_text(json.dumps(hosts))
     return ansible.run(
-        ROOT / "playbooks/vault.yml",
+        ROOT / "playbooks" / playbook,
         f"--inventory={path}",
         *arguments,
         **{**server.environment, "VAULT_DATABASE_PASSWORD": ADMIN_PASSWORD, **environment},
@@ -229,7 +235,8 @@ def test_hosts_get_what_is_declared_and_nothing_else(empty_vault: Server, databa
     user, password = lease["data"]["username"], lease["data"]["password"]
     database.query("CREATE TABLE things (id int)", user, password)
     assert database.query("SELECT tableowner FROM pg_tables WHERE tablename = 'things'") == "forge_owner"
-    empty_vault.client.sys.revoke_lease(lease["lease_id"])
+    host.sys.read_lease(lease["lease_id"])
+    host.sys.revoke_lease(lease["lease_id"])
     assert database.query(f"SELECT count(*) FROM pg_roles WHERE rolname = '{user}'") == "0"
     database.query("DROP TABLE things")
 
@@ -270,3 +277,89 @@ def test_refusals(vault: Server, database: Database, ansible: Ansible) -> None:
     assert run.result("Refuse empty settings")["msg"] == (
         "vault_agent_settings is empty; name at least one setting, see roles/vault_agent/README.md"
     )
+
+
+def documented_rights() -> str:
+    """Of who configures Vault and of who rotates, as docs/vault.md and docs/rotation.md say."""
+    texts = [(ROOT / "docs" / name).read_text() for name in ("vault.md", "rotation.md")]
+    return "\n".join(text.split("```hcl\n")[1].split("```")[0] for text in texts)
+
+
+def test_root_password_of_the_database_is_known_to_vault_only(
+    empty_vault: Server, database: Database, ansible: Ansible
+) -> None:
+    variables = inventory(database)
+    changed(configure(ansible, empty_vault, variables))
+    token = empty_vault.token(documented_rights())
+    given = ("-vvv", "-e", "rotate=database_root")
+    try:
+        run = play("rotate.yml", ansible, empty_vault, variables, *given, "--check", VAULT_TOKEN=token)
+        assert changed(run) == 1
+        database.query("SELECT 1", "vault_admin", ADMIN_PASSWORD)
+        run = play("rotate.yml", ansible, empty_vault, variables, *given, VAULT_TOKEN=token)
+        assert changed(run) == 1
+        with pytest.raises(AssertionError, match="password authentication failed"):
+            database.query("SELECT 1", "vault_admin", ADMIN_PASSWORD)
+        lease = empty_vault.client.adapter.get("/v1/database/creds/forge")
+        database.query("SELECT 1", lease["data"]["username"], lease["data"]["password"])
+        empty_vault.client.sys.revoke_lease(lease["lease_id"])
+        assert database.query("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'v-%'") == "0"
+    finally:
+        database.query(f"ALTER ROLE vault_admin PASSWORD '{ADMIN_PASSWORD}'")
+
+
+def test_root_password_that_leads_nowhere_is_told(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    run = play("rotate.yml", ansible, empty_vault, variables, "-e", "rotate=database_root")
+    assert run.status != 0
+    assert run.result("Rotate it, and prove that users can still be made")["msg"] == (
+        "there is no database/config/forge in Vault; create it with: ansible-playbook playbooks/vault.yml"
+    )
+    del variables["vault_database"]
+    run = play("rotate.yml", ansible, empty_vault, variables, "-e", "rotate=database_root")
+    assert run.result("Refuse where Vault leases no users")["msg"] == (
+        "vault_database is not set, so Vault has no user of its own in a database; see docs/vault.md"
+    )
+
+
+def test_a_lost_host_loses_everything(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = inventory(database)
+    changed(configure(ansible, empty_vault, variables))
+    lost, kept = login(empty_vault, "second"), login(empty_vault, "web1")
+    user = lost.adapter.get("/v1/database/creds/forge")["data"]["username"]
+    token = empty_vault.token(documented_rights())
+    given = ("-e", "rotate=revoke", "-e", "host=web2")
+    run = play("rotate.yml", ansible, empty_vault, variables, *given, VAULT_TOKEN=token)
+    assert changed(run) == 1
+    assert run.result("Say what is gone and what to do")["msg"].startswith(
+        "web2: role deleted, 1 token(s) revoked, and with them its users of the database. "
+    )
+    assert (lost.is_authenticated(), kept.is_authenticated()) == (False, True)
+    assert database.query(f"SELECT count(*) FROM pg_roles WHERE rolname = '{user}'") == "0"
+    assert changed(play("rotate.yml", ansible, empty_vault, variables, *given, VAULT_TOKEN=token)) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "message"),
+    [
+        (
+            ["-e", "rotate=everything"],
+            "Name the flows",
+            'rotate is "everything"; say what to rotate: -e rotate=database (new database users on every host), '
+            "database_root (the password of Vault's own user), secret_id (new AppRole identities), setting (a new "
+            "value for one secret, with -e setting=NAME) or revoke (take all access from one host, with -e host=NAME); "
+            "see docs/rotation.md",
+        ),
+        (
+            ["-e", "rotate=revoke"],
+            "Refuse what is no host of the application",
+            'host is ""; name the host to take all access from, -e host=NAME, one of web1, web2',
+        ),
+    ],
+)
+def test_refused_rotations(
+    vault: Server, database: Database, ansible: Ansible, given: list[str], task: str, message: str
+) -> None:
+    run = play("rotate.yml", ansible, vault, inventory(database), *given)
+    assert run.status != 0
+    assert run.result(task)["msg"] == message
