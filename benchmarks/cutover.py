@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures import Row, Tally, Window, commit_time, make_row, workers_seen
 from benchmarks.session import FAILURES, HOSTS, PAUSE, STEADY, Session, counted
@@ -21,17 +22,17 @@ WORKERS = 2 * len(HOSTS)
 
 
 def repeat(
-    session: Session, repetitions: int, events: Sequence[tuple[str, Callable[[], object], str]]
+    session: Session, repetitions: int, events: Sequence[tuple[str, Callable[[], object], str]], **changes: Any
 ) -> tuple[Result, list[Window], list[str]]:
     """Carry events out in turn, `repetitions` times each, with the witness on both hosts.
 
-    events: name, what to do, the release that both hosts are to serve afterwards. Returns what the witness saw, the
-    times of the events, and what was wrong. The first thing that is wrong ends it.
+    events: name, what to do, the release that both hosts are to serve afterwards. changes: of the witness's plan.
+    Returns what the witness saw, the times of the events, and what was wrong. The first thing that is wrong ends it.
     """
     windows: list[Window] = []
     problems: list[str] = []
     restarts = session.restarts()
-    with session.watch() as witness:
+    with session.watch(**changes) as witness:
         time.sleep(STEADY)
         for number in range(1, repetitions + 1):
             for name, work, release in events:

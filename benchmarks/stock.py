@@ -6,7 +6,7 @@ import base64
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,8 @@ REPETITIONS = 3
 OUTAGE = 8.0
 # Seconds a start may take.
 PATIENCE = 30.0
-APPLICATION = "/srv/stock/stock.py"
+DIRECTORY = "/srv/stock"
+APPLICATION = f"{DIRECTORY}/stock.py"
 BROKEN = 'raise ImportError("stock: broken")\n'
 # The signal is only sent: the new workers take about as long as this.
 HUP = "systemctl reload stock && sleep 2"
@@ -61,12 +62,13 @@ def await_answer(session: Session) -> None:
 
 
 @contextmanager
-def installed(session: Session) -> Iterator[None]:
-    """The stock unit and its site on the host, until the end of the block."""
+def installed(session: Session, files: Mapping[str, str]) -> Iterator[None]:
+    """The stock unit and its site on the host, until the end of the block. files: in its directory, name to text."""
     name = session.fleet.name
     try:
         session.fleet.ssh(HOST, "mkdir -p /srv/stock")
-        write(session, APPLICATION, (FILES / "stock_app.py").read_text())
+        for file, text in files.items():
+            write(session, f"{DIRECTORY}/{file}", text)
         write(session, "/etc/systemd/system/stock.service", (FILES / "stock.service").read_text().replace("NAME", name))
         write(session, "/etc/nginx/conf.d/stock.conf", (FILES / "stock.conf").read_text())
         session.fleet.ssh(HOST, "systemctl daemon-reload && systemctl start stock")
@@ -95,10 +97,39 @@ def stock(session: Session) -> list[Row]:
         ("stock: HUP", REPETITIONS, lambda: session.fleet.ssh(HOST, HUP)),
         ("stock: HUP, broken release", 1, break_and_repair),
     ]
-    with installed(session):
+    with installed(session, {"stock.py": application}):
         rows = [_events(session, name, min(count, session.repetitions), work) for name, count, work in events]
         rows[-1].note = f"the file before put back after {OUTAGE:g} s"
         return [*rows, _kill(session)]
+
+
+def login_per_worker(session: Session, identity: str, seal: Callable[[], object], unseal: Callable[[], object]) -> Row:
+    """HUP of a stock unit whose workers log in to Vault when they start, while it is sealed; nothing is demanded.
+
+    identity: JSON with address, role_id and secret_id.
+    """
+    name = "stock, workers log in: HUP"
+    files = {
+        "base.py": (FILES / "stock_app.py").read_text(),
+        "stock.py": (FILES / "login_app.py").read_text(),
+        "vault.json": identity,
+    }
+
+    def reload() -> None:
+        seal()
+        try:
+            session.fleet.ssh(HOST, "systemctl reload stock", check=False)
+            time.sleep(OUTAGE)
+        finally:
+            unseal()
+        session.fleet.ssh(HOST, REPAIR)
+
+    with installed(session, files):
+        windows: list[Window] = []
+        session.say(name)
+        result = _watched(session, windows, name, 1, reload)
+    note = f"Vault sealed for {OUTAGE:g} s"
+    return make_row(name, 1, counted(result, windows, name, Tally()), ours=False, note=note)
 
 
 def _events(session: Session, name: str, repetitions: int, work: Callable[[], object]) -> Row:

@@ -13,9 +13,11 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 from forge_app import main
+from forge_app.database import DatabaseDependency
 from forge_app.release import RELEASE_ID
 from forge_app.settings import Settings, SettingsError
 from pydantic import BaseModel
+from sqlalchemy import text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 # value of variants.Fault, empty for none
@@ -79,6 +81,16 @@ async def stream(seconds: Seconds = 1.5, parts: Annotated[int, Query(ge=1, le=10
         yield "end\n"
 
     return StreamingResponse(lines(), media_type="text/plain")
+
+
+@router.get("/database")
+async def database(database: DatabaseDependency, seconds: Seconds = 2) -> Answer:
+    """Ask the database twice in one session, some seconds apart."""
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+        await asyncio.sleep(seconds)
+        await session.execute(text("SELECT 1"))
+    return _answer()
 
 
 def _answer(number: int | None = None) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.command import parse
 from benchmarks.figures import (
     COLUMNS,
     CORE,
@@ -35,7 +36,7 @@ from benchmarks.figures import (
     totals,
     workers_seen,
 )
-from benchmarks.zero_loss import parse, sections
+from benchmarks.zero_loss import BENCHMARK, sections
 from witness.records import Record
 
 RELEASE = Window("release", 10, 14)
@@ -272,7 +273,7 @@ def test_points_are_every_nth_boundary_and_the_inside_of_the_switch() -> None:
     assert [(point.task, point.after) for point in plan_points(tasks, 4, "Switch", (0.5, 3))] == [
         (1, 0), (5, 0), (3, 0.5), (3, 3), (5, 0.5), (5, 3),
     ]  # fmt: skip
-    # a host is after 2, which reaches none, as it was before it
+    # a host is after 2, which has changed none, as it was before it
     assert [point.task for point in plan_points(tasks, 1, "Switch", (), {2, 5})] == [1, 2, 4, 5]
     assert [point.task for point in plan_points(tasks, 2, "Switch", (), {2})] == [1, 4, 6]
 
@@ -305,8 +306,8 @@ def test_the_document_can_be_written_and_says_whether_all_holds() -> None:
 
 
 def test_sections_are_run_in_their_order_whatever_the_order_they_are_named_in() -> None:
-    assert parse([]).only == tuple(sections(None))
-    assert parse(["--only", "sweep, release"]).only == ("release", "sweep")
+    assert parse(BENCHMARK, []).only == tuple(sections(None))
+    assert parse(BENCHMARK, ["--only", "sweep, release"]).only == ("release", "sweep")
 
 
 @pytest.mark.parametrize(
@@ -322,10 +323,10 @@ def test_sections_are_run_in_their_order_whatever_the_order_they_are_named_in() 
 )
 def test_a_wrong_command_line_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(arguments)
+        parse(BENCHMARK, arguments)
     assert said in capsys.readouterr().err
 
 
 def test_files_may_be_named_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse(["--json", "figures.json", "--plot", "plot.html"]).json == Path("figures.json")
+    assert parse(BENCHMARK, ["--json", "figures.json", "--plot", "plot.html"]).json == Path("figures.json")
