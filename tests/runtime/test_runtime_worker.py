@@ -168,6 +168,25 @@ def test_heart_beats_while_draining(gunicorn: Gunicorn) -> None:
     assert "WORKER TIMEOUT" not in server.error_log.read_text()
 
 
+def test_worker_whose_master_was_killed_finishes_its_requests_and_ends(gunicorn: Gunicorn) -> None:
+    server = gunicorn.start()
+    server.wait_until_serving()
+    _, worker = server.pids()
+    answers: list[tuple[int, bytes]] = []
+    thread = threading.Thread(target=lambda: answers.append(server.get("/slow")))
+    thread.start()
+    time.sleep(0.2)
+    server.process.kill()
+    server.process.wait(10)
+    thread.join(10)
+    assert answers == [(200, b"/slow")]
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and " Z " not in Path(f"/proc/{worker}/stat").read_text():
+        assert time.monotonic() < deadline, server.error_log.read_text()
+        time.sleep(0.05)
+    assert "the master of this worker has ended without stopping it" in server.error_log.read_text()
+
+
 def test_quit_is_as_graceful_as_term(gunicorn: Gunicorn) -> None:
     server = gunicorn.start()
     server.wait_until_serving()

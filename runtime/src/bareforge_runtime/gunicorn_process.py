@@ -27,6 +27,7 @@ _WORKER_END = re.compile(r"Worker \(pid:(\d+)\) (?:exited with code (\d+)|was se
 # What gunicorn and uvicorn say around every end, whatever the cause.
 _AROUND = re.compile(
     r"^(Worker exiting|Worker \(pid:|Shutting down|Reason:|Booting worker|Using worker|Listening at|Starting gunicorn|"
+    r"Error while closing socket|the master of this worker has ended|"
     r"Handling signal|Started server|Finished server|Waiting for application|Application (startup|shutdown))"
 )
 

@@ -1,6 +1,6 @@
 """The gunicorn worker class: `worker_class = "bareforge_runtime.worker.Worker"`.
 
-Six things on top of `uvicorn_worker.UvicornWorker`:
+Seven things on top of `uvicorn_worker.UvicornWorker`:
 
 1. The secrets are loaded after the fork and before the application is imported, so they are in the memory of
    workers only: the master has none and hands none on, neither to its children nor across a re-exec.
@@ -12,6 +12,7 @@ Six things on top of `uvicorn_worker.UvicornWorker`:
 5. Every response can name the release that gave it (see `bareforge_runtime.headers`).
 6. When the database credentials change and the application does not follow them (see `bareforge_runtime.changes`), the
    worker makes room for one that has them, as after max_requests.
+7. It ends, as when it is told to, when its master is gone: gunicorn's own workers do, uvicorn's goes on for ever.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class DrainingServer(Server):
     While it stops it calls `beat` every second, for `graceful_timeout` seconds at most, so that gunicorn's
     watchdog (setting `timeout`) does not take a worker that finishes a long request for one that hangs.
     announcer: says beside the first requests whether the application is ready, and no more when it has stopped.
-    outdated: whether another process should serve in its place; asked twice a second.
+    outdated: whether another process should serve in its place; asked twice a second. master: without which it stops.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class DrainingServer(Server):
         beat: Callable[[], None],
         announcer: Announcer | None = None,
         outdated: Callable[[], bool] | None = None,
+        master: int = 0,
     ) -> None:
         super().__init__(config)
         self._outdated = outdated
+        self._master = master
         self._drain_seconds = drain_seconds
         self._graceful_timeout = graceful_timeout
         self._beat = beat
@@ -82,7 +85,11 @@ class DrainingServer(Server):
             self._announcing = asyncio.create_task(self._announcer.announce(self.lifespan.state))
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether the main loop is to end: by uvicorn's own reasons, or since this process is outdated."""
+        """Whether the main loop is to end: by uvicorn's own reasons, without a master, or since it is outdated."""
+        if self._master and os.getppid() != self._master:
+            # nobody would ever stop it: the worker of a new master that was killed would go on beside the old ones
+            log.warning("the master of this worker has ended without stopping it; shutting down")
+            self.should_exit = True
         if self._outdated is not None and counter % LOOK_EVERY == 0 and self._outdated():
             log.info("the database credentials have changed; this worker makes room for one that has them")
             return True
@@ -182,7 +189,13 @@ class Worker(UvicornWorker):
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = DrainingServer(
-            self.config, self._drain, self.cfg.graceful_timeout, self.notify, self._announcer, self._outdated
+            self.config,
+            self._drain,
+            self.cfg.graceful_timeout,
+            self.notify,
+            self._announcer,
+            self._outdated,
+            master=self.ppid,
         )
 
         def stop() -> None:
