@@ -571,6 +571,7 @@ def sandboxed(
     directory = paths.activations / activation
     properties = sandbox((directory / paths.service).read_text())
     run = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}"]
+    run += ["--nice=10"] if purpose == "candidate" else []
     run += [f"--property=EnvironmentFile={directory}/environment", *properties]
     try:
         return call([*run, *command], timeout=timeout)

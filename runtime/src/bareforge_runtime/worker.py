@@ -1,6 +1,6 @@
 """The gunicorn worker class: `worker_class = "bareforge_runtime.worker.Worker"`.
 
-Seven things on top of `uvicorn_worker.UvicornWorker`:
+Eight things on top of `uvicorn_worker.UvicornWorker`:
 
 1. The secrets are loaded after the fork and before the application is imported, so they are in the memory of
    workers only: the master has none and hands none on, neither to its children nor across a re-exec.
@@ -13,9 +13,11 @@ Seven things on top of `uvicorn_worker.UvicornWorker`:
 6. When the database credentials change and the application does not follow them (see `bareforge_runtime.changes`), the
    worker makes room for one that has them, as after max_requests.
 7. It ends, as when it is told to, when its master is gone: gunicorn's own workers do, uvicorn's goes on for ever.
+8. It imports the application when it is its turn (see `bareforge_runtime.turns`).
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -31,7 +33,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from bareforge_runtime import drain, headers, loading, markers, release, secrets
+from bareforge_runtime import drain, headers, loading, markers, release, secrets, turns
 from bareforge_runtime.changes import Outdated
 from bareforge_runtime.logs import AccessLog
 from bareforge_runtime.markers import Announcer
@@ -162,14 +164,15 @@ class Worker(UvicornWorker):
         for handler in self.log.error_log.handlers:
             handler.setFormatter(RedactingFormatter(handler.formatter, redact))
         load_application: Callable[[], None] = super().load_wsgi
+        directory = os.environ.get(markers.DIRECTORY_VARIABLE, "")
         try:
-            load_application()
+            with turns.turn(Path(directory).with_name("turns"), self.notify) if directory else contextlib.nullcontext():
+                load_application()
         except Exception as error:
             # gunicorn itself would also print the text of the exception, as it is, to standard error
             self.log.exception("Exception while loading the application")
             self.log.error("bareforge-runtime: %s", loading.explain(error, self.app.app_uri))
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        directory = os.environ.get(markers.DIRECTORY_VARIABLE, "")
         # the application as it is: what a worker asks itself is no line of the access log
         self._announcer = (
             Announcer(Path(directory), self.wsgi, self.ppid, release.current().id, others=self.cfg.workers - 1)
