@@ -16,10 +16,10 @@ from witness.report import percentile
 
 # Seconds after an event that still count as its time: what waited during it is answered then.
 TAIL = 1.0
+# Seconds before an event in which nothing is done on the hosts, nor are they asked anything: they tell what is steady.
+REST = 3.0
 # How much worse the p99 may become during an event.
 RATIO = 2.0
-# Milliseconds below which the noise of a lab with two cores decides a ratio, not the event.
-QUIET_MS = 50.0
 # Requests that "0 failed" has to rest on, and the rows they are counted in.
 MINIMUM_REQUESTS = 20_000
 CORE = ("release", "rollback", "reload.yml (HUP)", "systemctl reload", "recycling workers", "nginx reload")
@@ -28,22 +28,29 @@ WHOLE = 20
 
 
 class Window(NamedTuple):
-    """An event: its name, when it began and ended, in seconds since the witness's start."""
+    """An event: its name, when it began and ended, in seconds since the witness's start.
+
+    host: the only one to which it happened, empty if it was more than one.
+    """
 
     name: str
     begin: float
     end: float
+    host: str = ""
 
 
-def find(at: float, windows: Sequence[Window]) -> tuple[str, bool]:
-    """Return whose time a moment is (the latest event that had begun, or the first), and whether it is during that.
+def find(at: float, windows: Sequence[Window]) -> tuple[Window, str]:
+    """Return whose time a moment is (the latest event that had begun, or the first), and what it is there.
 
-    windows: at least one, in the order of their begin. Seconds since the witness's start.
+    That is "during", "steady" in the REST before the next event, or nothing. windows: at least one, in the order of
+    their begin. Seconds since the witness's start.
     """
     index = bisect.bisect_right(windows, at, key=lambda window: window.begin) - 1
-    if index < 0:
-        return windows[0].name, False
-    return windows[index].name, at <= windows[index].end + TAIL
+    owner = windows[max(index, 0)]
+    if index >= 0 and at <= owner.end + TAIL:
+        return owner, "during"
+    following = windows[index + 1 :]
+    return owner, "steady" if following and at >= following[0].begin - REST else ""
 
 
 @dataclass
@@ -65,16 +72,16 @@ class Tally:
     def add(self, records: Iterable[Record], windows: Sequence[Window], name: str, stall_ms: float) -> None:
         """Count the records whose time is that of `name`, each once over all names; latencies are of fast requests.
 
-        Steady is what was due outside of every window, during what was due in one of `name`.
+        Steady is what was due in the rest before a window, during what was due in one of `name`, on its host.
         """
         for record in records:
-            owner, inside = find(record.at, windows)
+            owner, when = find(record.at, windows)
             if record.fast and not record.failure:
-                if not inside:
+                if when == "steady":
                     self.steady.append(record.ms)
-                elif owner == name:
+                elif when == "during" and owner.name == name and owner.host in ("", record.host):
                     self.during.append(record.ms)
-            if owner != name:
+            if owner.name != name:
                 continue
             self.requests += 1
             if record.failure:
@@ -115,10 +122,8 @@ class Row:
 
 
 def quiet(steady: float | None, during: float | None) -> bool:
-    """Whether a p99 during events is as good as unmoved: at most RATIO times the steady one, or below QUIET_MS."""
-    if steady is None or during is None:
-        return False
-    return during < QUIET_MS or during <= RATIO * steady
+    """Whether a p99 during events is as good as unmoved: at most RATIO times the steady one."""
+    return steady is not None and during is not None and during <= RATIO * steady
 
 
 def make_row(

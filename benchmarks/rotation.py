@@ -17,8 +17,9 @@ from typing import Any
 
 from benchmarks import command
 from benchmarks.credentials import DATABASE, INFRA, leased, secret_hash, sessions, unseal, until, user, users, vault_of
-from benchmarks.cutover import repeat
+from benchmarks.cutover import Event, repeat
 from benchmarks.figures import Row, Tally, Window, in_flight, last_failure, make_row
+from benchmarks.fleet import FleetError
 from benchmarks.session import HOSTS, STEADY, Session, counted
 from benchmarks.stock import login_per_worker
 
@@ -58,10 +59,17 @@ def database(session: Session) -> list[Row]:
 
     kind = "database users"
     result, windows, problems = repeat(
-        session, session.repetitions, [(kind, lambda: session.on_hosts(rotate), one)], **DATABASE
+        session, session.repetitions, [Event(kind, lambda: session.on_hosts(rotate), one)], **DATABASE
     )
-    left = users(session.fleet) - {user(session.fleet, host) for host in HOSTS}
-    problems += [f"users that nobody has are left in the database: {', '.join(sorted(left))}"] if left else []
+
+    def left() -> set[str]:
+        return users(session.fleet) - {user(session.fleet, host) for host in HOSTS}
+
+    try:
+        # Vault revokes in its own time
+        until(lambda: not left(), 30, "users that nobody has are gone from the database")
+    except FleetError as error:
+        problems.append(f"{error}: {', '.join(sorted(left()))}")
     note = f"{len(seconds)} users replaced, {max(seconds, default=0):.1f} s at most until the old one had no session"
     tally = counted(result, windows, kind, Tally())
     return [make_row(kind, len(windows), tally, [*problems, *audited(session)], note=note)]
@@ -95,7 +103,7 @@ def secret_id(session: Session) -> list[Row]:
 
 def _by_playbook(session: Session, kind: str, work: Callable[[], object], release: str) -> Row:
     repetitions = min(PLAYBOOK_REPETITIONS, session.repetitions)
-    result, windows, problems = repeat(session, repetitions, [(kind, work, release)], **DATABASE)
+    result, windows, problems = repeat(session, repetitions, [Event(kind, work, release)], **DATABASE)
     return make_row(kind, len(windows), counted(result, windows, kind, Tally()), [*problems, *audited(session)])
 
 
@@ -114,7 +122,7 @@ def sealed(session: Session) -> list[Row]:
     try:
         time.sleep(NOTICED)
         for kind, work in events:
-            result, windows, problems = repeat(session, 1, [(kind, work, one)], **DATABASE)
+            result, windows, problems = repeat(session, 1, [Event(kind, work, one)], **DATABASE)
             rows.append(make_row(kind, 1, counted(result, windows, kind, Tally()), problems))
         rows.append(_killed_worker(session, one))
     finally:
@@ -174,8 +182,18 @@ def cost(session: Session) -> list[Row]:
         resident = re.search(r"^VmRSS:\s+(\d+) kB", session.fleet.ssh(host, memory), re.M)
         used = f"{int(resident[1]) / 1024:.0f} MB" if resident else "unknown memory"
         notes.append(f"{host}: {end - begin:.1f} s from nothing to the first secrets, {used}")
+    before = _logins(session)
+    session.deploy("one")
+    more = {host: count - before[host] for host, count in _logins(session).items()}
+    said = ", ".join(f"{count} on {host}" for host, count in more.items())
+    notes.append(f"logins of the agent in a deploy: {said}, and one of its check on each")
     row: dict[str, Any] = {"section": "cost of the agent", "repetitions": 1, "ours": False, "note": "; ".join(notes)}
     return [Row(**row)]
+
+
+def _logins(session: Session) -> dict[str, int]:
+    said = session.ssh_all("cat /run/bareforge-agent-status/status.json")
+    return {host: int(json.loads(text)["logins"]) for host, text in said.items()}
 
 
 def sections(_plot: Path | None) -> Mapping[str, command.Section]:

@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 HOSTS = ("app1", "app2")
 # What asking a host or a playbook for something may end with.
 FAILURES = (FleetError, subprocess.TimeoutExpired)
-# Seconds of traffic before the first event, which tell what is steady, and between two events.
+# Seconds of traffic before the first event, and after one.
 STEADY = 5.0
 PAUSE = 3.0
 # The output is read: no colours, results as JSON.
@@ -197,14 +197,16 @@ class Session:
         return self.fleet.witness(*(hosts or HOSTS), **{"connections": "both", **changes})
 
     @contextmanager
-    def window(self, witness: Witness, windows: list[Window], name: str) -> Iterator[None]:
-        """Note the time of an event, also of one that fails."""
+    def window(
+        self, witness: Witness, windows: list[Window], name: str, hosts: Sequence[str] = HOSTS
+    ) -> Iterator[None]:
+        """Note the time of an event on these hosts, also of one that fails."""
         begin = witness.seconds
         witness.mark(name)
         try:
             yield
         finally:
-            windows.append(Window(name, begin, witness.seconds))
+            windows.append(Window(name, begin, witness.seconds, hosts[0] if len(hosts) == 1 else ""))
 
 
 def counted(result: Result, windows: Sequence[Window], name: str, tally: Tally) -> Tally:
