@@ -16,7 +16,7 @@ async def test_probes_of_a_healthy_service(client):
     health = await client.get("/health")
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
     ready = await client.get("/ready")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "release": "development"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "release": "development", "secrets": "none"})
     version = await client.get("/version")
     assert version.json() == {
         "release": "development",

@@ -51,7 +51,7 @@ def test_uvicorn_alone_serves_it_and_logs_only_json(settings, arguments, access_
             except httpx.TransportError:
                 assert process.poll() is None, process.communicate()[1]
                 time.sleep(0.05)
-        assert response.json() == {"status": "ready", "release": "development"}
+        assert response.json() == {"status": "ready", "release": "development", "secrets": "none"}
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     finally:

@@ -37,14 +37,21 @@ def main() -> None:
 
 
 def _run(config: Config, _arguments: argparse.Namespace) -> None:
-    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    directory, _, public = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")
     if not directory:
         raise ConfigurationError(
             "RUNTIME_DIRECTORY is not set; start the agent by its unit: systemctl start bareforge-agent"
         )
     credential = read_credential()
     stop = Stop()
-    keeper.Keeper(config, credential, Path(directory), stop, log=lambda text: print(text, flush=True)).run()
+    keeper.Keeper(
+        config,
+        credential,
+        Path(directory),
+        stop,
+        log=lambda text: print(text, flush=True),
+        public=Path(public) if public else None,
+    ).run()
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> None:

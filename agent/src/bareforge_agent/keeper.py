@@ -25,6 +25,7 @@ from bareforge_agent.errors import (
 )
 from bareforge_agent.leases import WORTH_KEEPING, Leases, renew_at
 from bareforge_agent.notify import notify
+from bareforge_agent.status import Status, publish
 from bareforge_agent.stop import Stop
 from bareforge_agent.vault import Token, Vault
 
@@ -35,7 +36,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 5.0
 class Keeper:
     """Keeps the sets of `config` in directories of `directory`.
 
-    `log` is given one line at each change of what is the matter. `stop` ends `run`.
+    `log` is given one line at each change of what is the matter. `stop` ends `run`. public: directory for what
+    everybody may know of the agent; None is nowhere.
     """
 
     def __init__(
@@ -45,7 +47,11 @@ class Keeper:
         directory: Path,
         stop: Stop,
         log: Callable[[str], None],
+        public: Path | None = None,
     ) -> None:
+        self._public = public
+        self._logins = 0
+        self._token_end = 0.0
         self._config = config
         self._credential = credential
         self._directory = directory
@@ -98,6 +104,7 @@ class Keeper:
                 self._pause()
                 continue
             self._well()
+            self._publish()
             self._stop.wait(max(0.05, self._next_due() - time.monotonic()))
 
     def _start(self) -> list[PathError]:
@@ -158,6 +165,7 @@ class Keeper:
         """Get a new token. Database users end with the token they were made by, so new ones are needed."""
         self._vault = Vault(self._config)
         self._set_token(self._vault.login(self._credential))
+        self._logins += 1
         self._leases.forget()
         self._save()
 
@@ -180,6 +188,7 @@ class Keeper:
     def _set_token(self, token: Token) -> None:
         self._token = token
         self._renew_token_at = renew_at(token.ttl) if token.full else float("inf")
+        self._token_end = time.time() + token.ttl if token.full else 0.0
 
     # settings
 
@@ -311,7 +320,22 @@ class Keeper:
     def _tell(self, status: str) -> None:
         if status != self._status:
             notify(STATUS=status)
-        self._status = status
+            self._status = status
+            self._publish()
+
+    def _publish(self) -> None:
+        if self._public is not None:
+            publish(
+                self._public,
+                Status(
+                    well=not self._trouble,
+                    text=self._status,
+                    settings=self._config.count,
+                    logins=self._logins,
+                    token_end=round(self._token_end),
+                    lease_ends={path: round(end) for path, end in self._leases.ends().items()},
+                ),
+            )
 
     def _pause(self) -> None:
         now = time.monotonic()

@@ -52,6 +52,7 @@ class Leases:
         self._save = save
         self._log = log
         self._credentials: dict[str, DatabaseCredentials] = {}
+        self._ends: dict[str, float] = {}
         self._renew_at: dict[str, float] = {}
         self._probe_at: dict[str, float] = {}
         self._retired: list[Retired] = []
@@ -59,6 +60,10 @@ class Leases:
 
     def __getitem__(self, path: str) -> DatabaseCredentials:
         return self._credentials[path]
+
+    def ends(self) -> dict[str, float]:
+        """When leases end unless they are renewed, by path; seconds since the epoch."""
+        return {path: end for path, end in self._ends.items() if path in self._credentials}
 
     def missing(self) -> frozenset[str]:
         """The paths without credentials."""
@@ -82,6 +87,7 @@ class Leases:
             self._retired.append(Retired(before.lease_id, time.monotonic() + grace))
         self._credentials[path] = credentials
         self._renew_at[path] = self._due(credentials, credentials.ttl)
+        self._note_end(path, credentials, credentials.ttl)
         self._probe_at[path] = time.monotonic() + self._poll
         self._unwanted.discard(path)
         # Saved at once: what is not known after a crash stays in the database until its lease ends.
@@ -109,6 +115,7 @@ class Leases:
             ttl = vault.renew_lease(credentials.lease_id)
         if ttl is not None and ttl >= WORTH_KEEPING * credentials.ttl:
             self._renew_at[path] = self._due(credentials, ttl)
+            self._note_end(path, credentials, ttl)
             return False
         self.obtain(vault, path)
         return True
@@ -140,6 +147,10 @@ class Leases:
     def _due(self, credentials: DatabaseCredentials, ttl: float) -> float:
         # Credentials of a static role have no lease: Vault changes their password, so they are read again.
         return renew_at(ttl) if credentials.lease_id else time.monotonic() + self._poll
+
+    def _note_end(self, path: str, credentials: DatabaseCredentials, ttl: float) -> None:
+        if credentials.lease_id:
+            self._ends[path] = time.time() + ttl
 
     # state across restarts
 

@@ -35,10 +35,11 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """Answer of /ready when the service can serve."""
+    """Answer of /ready when the service can serve. secrets: ok, trouble, none or unknown."""
 
     status: str
     release: str
+    secrets: str
 
 
 class Version(BaseModel):

@@ -5,6 +5,7 @@ import os
 import platform
 import socket
 
+from bareforge_runtime.agent_status import secrets_status
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
@@ -26,7 +27,10 @@ async def health() -> Health:
 
 @router.get("/ready", response_model=Ready)
 async def ready(request: Request, database: DatabaseDependency) -> Ready | JSONResponse:
-    """Say whether requests can be served: SELECT 1 within FORGE_DATABASE_TIMEOUT seconds."""
+    """Say whether requests can be served: SELECT 1 within FORGE_DATABASE_TIMEOUT seconds.
+
+    Secrets that are not kept current are told, and are no reason to stop: they are valid for some time yet.
+    """
     settings: Settings = request.app.state.settings
     try:
         await database.ping(settings.database_timeout)
@@ -34,7 +38,7 @@ async def ready(request: Request, database: DatabaseDependency) -> Ready | JSONR
         # the reason is for the operators' log, not for whoever may ask
         log.warning("not ready: database at %s: %s", settings.database_address, type(root_cause(error)).__name__)
         return JSONResponse({"status": "unavailable"}, status_code=503)
-    return Ready(status="ready", release=RELEASE_ID)
+    return Ready(status="ready", release=RELEASE_ID, secrets=secrets_status())
 
 
 @router.get("/version")
