@@ -80,6 +80,14 @@ class Vault:
         # Vault's address is meant literally: a proxy of the environment would see the token's destination
         self._client.session.trust_env = False
 
+    @classmethod
+    def of_environment(cls, purpose: str) -> Vault:
+        """The Vault of VAULT_ADDR and VAULT_CACERT, with the controller's token. Raises VaultAccessError."""
+        environment = os.environ
+        return cls(
+            environment.get("VAULT_ADDR", ""), token_from_environment(), environment.get("VAULT_CACERT", ""), purpose
+        )
+
     def read(self, path: str, version: int | None = None) -> dict[str, Any] | None:
         """Return the `data` of a path, None when nothing is there.
 

@@ -49,6 +49,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -182,31 +183,16 @@ def in_files(patterns: Patterns, paths: list[str], apart: list[str], user: int |
     find = ["find", *paths, *pruned, "-type", "f", "-size", "+0", "-print0"]
     with patterns.descriptor() as number:
         grep = ["xargs", "-0", "--no-run-if-empty", "grep", "-lsaF", f"--file=/proc/self/fd/{number}", "--"]
-        extra = {"user": user, "group": user, "extra_groups": []} if user is not None else {}
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
         # a search that cannot read what it is to search for would find nothing anywhere
         counting = ["grep", "-cF", f"--file=/proc/self/fd/{number}"]
-        proof = subprocess.run(
-            counting,
-            input=patterns.sample,
-            capture_output=True,
-            check=False,
-            pass_fds=[number],
-            env=environment,
-            **extra,
-        )
+        common: dict[str, Any] = {"env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
+        common |= {"user": user, "group": user, "extra_groups": []} if user is not None else {}
+        searching: dict[str, Any] = {**common, "capture_output": True, "check": False, "pass_fds": [number]}
+        proof = subprocess.run(counting, input=patterns.sample, **searching)
         if proof.returncode != 0:
             raise OSError(f"grep cannot read the patterns: {proof.stderr.decode(errors='replace').strip()}")
-        listing = subprocess.Popen(find, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, **extra)
-        done = subprocess.run(
-            grep,
-            stdin=listing.stdout,
-            capture_output=True,
-            check=False,
-            pass_fds=[number],
-            env=environment,
-            **extra,
-        )
+        listing = subprocess.Popen(find, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **common)
+        done = subprocess.run(grep, stdin=listing.stdout, **searching)
         listing.wait()
     candidates = sorted(Path(os.fsdecode(line)) for line in done.stdout.splitlines())
     named = {str(file): sorted(patterns.names_in_file(file)) for file in candidates}

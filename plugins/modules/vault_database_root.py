@@ -29,10 +29,9 @@ EXAMPLES = r"""
 
 RETURN = r"""{}"""
 
-import os
 import time
 
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment
+from ansible.module_utils.bareforge_vault import Vault, VaultAccessError
 from ansible.module_utils.basic import AnsibleModule
 
 PROOFS = 3
@@ -68,12 +67,7 @@ def main() -> None:
     given = module.params
     connection = f"{given['mount']}/config/{given['name']}"
     try:
-        vault = Vault(
-            os.environ.get("VAULT_ADDR", ""),
-            token_from_environment(),
-            os.environ.get("VAULT_CACERT", ""),
-            purpose=f"rotate the root credentials of {connection}",
-        )
+        vault = Vault.of_environment(f"rotate the root credentials of {connection}")
         if vault.read(connection) is None:
             raise VaultAccessError(
                 f"there is no {connection} in Vault; create it with: ansible-playbook playbooks/vault.yml"

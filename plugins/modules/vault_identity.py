@@ -43,9 +43,7 @@ existed: {description: Whether there was such a role., type: bool, returned: wit
 tokens: {description: "How many tokens were revoked, or would be.", type: int, returned: with state revoked}
 """
 
-import os
-
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment
+from ansible.module_utils.bareforge_vault import Vault, VaultAccessError
 from ansible.module_utils.basic import AnsibleModule
 
 PURPOSES = {
@@ -92,12 +90,7 @@ def main() -> None:
     given = module.params
     role = f"auth/{given['approle_mount']}/role/{given['role']}"
     try:
-        vault = Vault(
-            os.environ.get("VAULT_ADDR", ""),
-            token_from_environment(),
-            os.environ.get("VAULT_CACERT", ""),
-            PURPOSES[given["state"]].format(role=given["role"]),
-        )
+        vault = Vault.of_environment(PURPOSES[given["state"]].format(role=given["role"]))
         if given["state"] == "listed":
             result: dict[str, object] = {"changed": False, "accessors": vault.names(f"{role}/secret-id")}
         elif given["state"] == "retired":

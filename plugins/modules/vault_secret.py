@@ -52,7 +52,7 @@ import os
 import secrets
 from typing import Any
 
-from ansible.module_utils.bareforge_vault import Vault, VaultAccessError, token_from_environment
+from ansible.module_utils.bareforge_vault import Vault, VaultAccessError
 from ansible.module_utils.basic import AnsibleModule
 
 NEW_VALUE = "VAULT_NEW_VALUE"
@@ -150,12 +150,7 @@ def main() -> None:
     )
     given = module.params
     try:
-        vault = Vault(
-            os.environ.get("VAULT_ADDR", ""),
-            token_from_environment(),
-            os.environ.get("VAULT_CACERT", ""),
-            f"write {data_path(given['path'])}",
-        )
+        vault = Vault.of_environment(f"write {data_path(given['path'])}")
         if given["state"] == "changed":
             result = {"changed": True, "version": change(vault, given, module.check_mode)}
         elif given["state"] == "restored":
