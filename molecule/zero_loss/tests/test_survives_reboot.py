@@ -1,31 +1,97 @@
-"""A host that boots comes back on the release it had. The last file: a lab host has another address afterwards."""
+"""What a boot meets: Vault as usual, sealed, or with an identity that has ended. The last file: a lab host that was
+rebooted has another address.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
+from typing import Any
 
+import pytest
+
+from benchmarks.credentials import unseal, until, vault_of
 from benchmarks.fleet import Fleet, FleetError
 
+HOST, OTHER = "app2", "app1"
+ROLE = f"auth/approle/role/{HOST}"
 
-def test_a_reboot_comes_back_on_the_same_release(fleet: Fleet) -> None:
-    release = fleet.release("app2")
+
+@pytest.fixture(scope="module")
+def vault(fleet: Fleet) -> Any:
+    return vault_of(fleet)
+
+
+def reboot(fleet: Fleet) -> None:
+    """Restart the host's container: its memory file systems are gone, everything starts from what is on the disk."""
     engine = os.environ.get("LAB_ENGINE", "podman")
-    fleet.ssh("app2", "sync")
-    name = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-app2"
+    fleet.ssh(HOST, "sync")
+    name = f"bareforge-{os.environ.get('MOLECULE_SCENARIO_NAME', 'demo')}-{HOST}"
     subprocess.run([engine, "restart", "--time", "20", name], check=True, capture_output=True, timeout=120)
-    deadline = time.monotonic() + 90
-    while came_back(fleet) is False:
-        assert time.monotonic() < deadline
-        time.sleep(2)
-    assert fleet.truth("app2") == []
-    assert fleet.release("app2") == release
+
+
+def asked(fleet: Fleet, command: str) -> str:
+    """The answer of the host, empty where it has none yet."""
+    try:
+        return fleet.ssh(HOST, command, timeout=30)
+    except (FleetError, subprocess.TimeoutExpired):
+        return ""
+
+
+def shown(fleet: Fleet, unit: str, name: str) -> str:
+    return asked(fleet, f"systemctl show {unit} --property={name} --value").strip()
 
 
 def came_back(fleet: Fleet) -> bool:
     try:
-        return fleet.truth("app2") == []
+        return fleet.truth(HOST) == []
     except (FleetError, subprocess.TimeoutExpired, ValueError):
         # no SSH yet, or no answer worth the name
         return False
+
+
+def test_with_vault_up_it_comes_back_on_the_same_release(fleet: Fleet, one: str) -> None:
+    reboot(fleet)
+    until(lambda: came_back(fleet), 90, f"{HOST} serves")
+    assert fleet.release(HOST) == one
+
+
+def test_with_vault_sealed_it_waits_says_so_and_serves_when_vault_is_unsealed(
+    fleet: Fleet, vault: Any, one: str
+) -> None:
+    vault.sys.seal()
+    try:
+        reboot(fleet)
+        until(lambda: "is sealed" in shown(fleet, "bareforge-agent", "StatusText"), 60, "the agent says what it lacks")
+        assert shown(fleet, "bareforge-agent", "StatusText") == (
+            "Vault at https://infra1:8200 is sealed; unseal it, the agent goes on by itself"
+        )
+        # the start of the application is held, it does not fail again and again
+        assert shown(fleet, "forge", "ActiveState") == "inactive"
+        assert shown(fleet, "forge", "Job") != "0"
+        assert fleet.truth(OTHER) == [], "what has its secrets serves on"
+    finally:
+        unseal(fleet, vault)
+    until(lambda: came_back(fleet), 90, f"{HOST} serves without anybody's help")
+    assert fleet.release(HOST) == one
+    assert (shown(fleet, "bareforge-agent", "NRestarts"), shown(fleet, "forge", "NRestarts")) == ("0", "0")
+
+
+def test_with_an_identity_that_has_ended_it_says_so_and_a_deploy_gives_it_another(
+    fleet: Fleet, vault: Any, variants: Any, one: str
+) -> None:
+    for accessor in vault.list(f"{ROLE}/secret-id")["data"]["keys"]:
+        vault.write_data(f"{ROLE}/secret-id-accessor/destroy", data={"secret_id_accessor": accessor})
+    reboot(fleet)
+    journal = "journalctl --unit bareforge-agent --output cat --no-pager --lines 20"
+    words = "bareforge-agent: Vault refused the AppRole login (invalid role or secret ID); "
+    until(lambda: words in asked(fleet, journal), 60, "the agent names the reason")
+    time.sleep(6)
+    assert asked(fleet, journal).count(words) >= 2, "each attempt says why"
+    assert shown(fleet, "forge", "ActiveState") == "inactive"
+    assert fleet.truth(OTHER) == [], "the other host serves on"
+    fleet.good("deploy.yml", "--skip-tags", "site", **variants("one"))
+    assert fleet.truth(HOST) == []
+    assert fleet.release(HOST) == one
+    assert len(vault.list(f"{ROLE}/secret-id")["data"]["keys"]) == 1
