@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from typing import Any
 
 import pytest
 
-from plugins.modules.bareforge import EngineError, choose_method, choose_rollback, sandbox
+from plugins.modules import bareforge
+from plugins.modules.bareforge import EngineError, choose_method, choose_rollback, sandbox, sandboxed
 from tests.engine.host import NODE, Host
 from tests.templates.render import ROOT, render
 
@@ -164,3 +166,22 @@ def test_of_a_unit_of_ones_own_comments_other_sections_and_supervision_are_left_
         "RestartPreventExitStatus=3\nSockets=shop.socket\nMemoryMax=1G\n\n[Install]\nWantedBy=multi-user.target\n"
     )
     assert sandbox(unit) == ["--property=User=shop", "--property=MemoryMax=1G"]
+
+
+def test_a_candidate_stands_back_behind_what_serves_and_a_migration_with_its_locks_does_not(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lab's hosts run both for real."""
+    asked: list[list[str]] = []
+
+    def call(command: list[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(bareforge, "call", call)
+    activation = host.activation("r1")
+    for purpose in ("candidate", "migration"):
+        sandboxed(host.paths, activation, ["true"], purpose, 10)
+    candidate, migration = (command for command in asked if command[0] == "systemd-run")
+    assert "--nice=10" in candidate
+    assert "--nice=10" not in migration
