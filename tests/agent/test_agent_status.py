@@ -88,6 +88,17 @@ def test_an_end_that_moves_is_told(host: Host, public: Path, database: Postgres)
         time.sleep(0.1)
 
 
+def test_a_directory_that_is_gone_does_not_keep_secrets_from_being_kept(host: Host, public: Path, bao: Bao) -> None:
+    process = start(host, public)
+    wait_for(public, well=True)
+    for file in public.iterdir():
+        file.unlink()
+    public.rmdir()
+    bao.put("forge", secret_key="k-e-y-2")
+    host.wait_for_setting("FORGE_SECRET_KEY", "k-e-y-2")
+    assert process.poll() is None
+
+
 def test_without_a_second_directory_nothing_is_told(host: Host) -> None:
     host.start()
     host.wait_for_status(READY)

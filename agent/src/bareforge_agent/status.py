@@ -4,6 +4,7 @@ In a directory of its own, since that of the secrets is for their readers only: 
 probes, `metrics.prom` for a collector (Prometheus's text format, as node_exporter's textfile collector takes it).
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -53,8 +54,9 @@ class Status:
 
 
 def publish(directory: Path, status: Status) -> None:
-    """Write both files, and let everybody in."""
-    if directory.stat().st_mode & 0o777 != DIRECTORY_MODE:
-        directory.chmod(DIRECTORY_MODE)
-    files.write(directory / "status.json", files.to_json(asdict(status)) + "\n", FILE_MODE)
-    files.write(directory / "metrics.prom", status.metrics(), FILE_MODE)
+    """Write both files, and let everybody in; where that fails, secrets are kept all the same."""
+    with contextlib.suppress(OSError):
+        if directory.stat().st_mode & 0o777 != DIRECTORY_MODE:
+            directory.chmod(DIRECTORY_MODE)
+        files.write(directory / "status.json", files.to_json(asdict(status)) + "\n", FILE_MODE)
+        files.write(directory / "metrics.prom", status.metrics(), FILE_MODE)
