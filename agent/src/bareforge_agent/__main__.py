@@ -1,4 +1,4 @@
-"""`python -m bareforge_agent run | check | enroll --config PATH`; exit codes in `bareforge_agent.errors`."""
+"""`python -m bareforge_agent run | check | enroll | exec --config PATH`; exit codes in `bareforge_agent.errors`."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from bareforge_agent import enroll, keeper
+from bareforge_agent import develop, enroll, keeper
 from bareforge_agent.config import Config, read_config, read_credential
 from bareforge_agent.errors import AgentError, ConfigurationError
 from bareforge_agent.stop import Stop
@@ -21,12 +21,16 @@ def main() -> None:
         ("run", _run, "the service: write the settings and keep them current"),
         ("check", _check, "log in, read what is declared, give it back"),
         ("enroll", _enroll, "store the credential that standard input carries wrapped"),
+        ("exec", _exec, "for development: log in with VAULT_TOKEN, run a program with the settings"),
     ):
         command = commands.add_parser(name, help=help_text)
         command.set_defaults(function=function)
         command.add_argument("--config", type=Path, required=True, metavar="PATH")
         if name == "check":
             command.add_argument("--set", metavar="NAME", help="read this set only")
+        if name == "exec":
+            command.add_argument("--set", metavar="NAME", help="the settings of this set; needed if there are several")
+            command.add_argument("program", nargs="+", metavar="-- PROGRAM", help="with its arguments")
         if name == "enroll":
             command.add_argument("--credential", type=Path, required=True, metavar="PATH")
     arguments = parser.parse_args()
@@ -77,6 +81,10 @@ def _check(config: Config, arguments: argparse.Namespace) -> None:
 def _enroll(config: Config, arguments: argparse.Namespace) -> None:
     enroll.enroll(config, sys.stdin.read(), arguments.credential)
     print(f"ok: enrolled, the credential is {arguments.credential}")
+
+
+def _exec(config: Config, arguments: argparse.Namespace) -> None:
+    sys.exit(develop.execute(config, arguments.set, develop.developer_credential(), arguments.program))
 
 
 def _fail(error: AgentError) -> int:

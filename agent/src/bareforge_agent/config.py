@@ -100,10 +100,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Credential:
-    """The host's AppRole identity."""
+    """The host's AppRole identity; or `token`, with which somebody has logged in already."""
 
     role_id: str
     secret_id: str
+    token: str = ""
 
     def __repr__(self) -> str:
         return "Credential(***)"

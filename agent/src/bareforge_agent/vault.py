@@ -75,6 +75,8 @@ class Vault:
 
     def login(self, credential: Credential) -> Token:
         """Log in and use the token from now on; raises EnrolmentError when Vault refuses."""
+        if credential.token:
+            return self._use(credential.token)
         try:
             answer = self._client.auth.approle.login(
                 role_id=credential.role_id, secret_id=credential.secret_id, mount_point=self._mount
@@ -91,6 +93,16 @@ class Vault:
                 "correct token_bound_cidrs of the role, or the host's route to Vault"
             ) from None
         return Token(auth["client_token"], ttl, ttl, bool(auth["renewable"]))
+
+    def _use(self, token: str) -> Token:
+        self._client.token = token
+        try:
+            return self.look_up_token()
+        except TokenLostError:
+            raise EnrolmentError(
+                f"Vault at {self._address} does not accept VAULT_TOKEN; log in again, then: "
+                "export VAULT_TOKEN=$(vault print token)"
+            ) from None
 
     def look_up_token(self) -> Token:
         """Return what is known of the token in use; raises TokenLostError when Vault does not accept it."""
