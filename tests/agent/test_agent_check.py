@@ -114,6 +114,19 @@ def test_approle_mount_missing(host: Host) -> None:
     )
 
 
+def test_identity_locked_out_after_refused_logins(host: Host, bao: Bao) -> None:
+    """Not taken for a missing mount, which Vault answers in the same words; another secret_id would not help."""
+    good = bao.role("host-locked", token_policies=["forge"])
+    host.put_credential({**good, "secret_id": "hidden"})
+    for _ in range(5):
+        assert "invalid role or secret ID" in refused(host.agent("check"), 3)
+    host.put_credential(good)
+    assert refused(host.agent("check"), 4) == (
+        f"Vault at {bao.address} has locked this AppRole identity out after too many refused logins; "
+        "find out what sent them, then wait (15 min by default) or unlock it: sys/locked-users"
+    )
+
+
 def test_connection_refused(host: Host) -> None:
     address = f"https://127.0.0.1:{free_port()}"
     host.configure(address=address)

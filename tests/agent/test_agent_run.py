@@ -9,6 +9,11 @@ from typing import Any
 
 import hvac
 import pytest
+from bareforge_agent import keeper
+from bareforge_agent.config import Credential, read_config
+from bareforge_agent.errors import EnrolmentError
+from bareforge_agent.stop import Stop
+from bareforge_agent.vault import Vault
 
 from tests.agent.conftest import FORGE_KEY, SET, Bao, Host, Postgres
 
@@ -468,14 +473,48 @@ def test_key_that_goes_missing_later_keeps_the_file(host: Host, bao: Bao, databa
     assert host.log().count(missing) == 1
 
 
-def test_permanent_refusal_ends_it(host: Host, bao: Bao) -> None:
-    host.put_credential({**bao.credential(), "secret_id": "hidden"})
+REFUSED = (
+    "Vault refused the AppRole login (invalid role or secret ID); "
+    "enrol this host again: ansible-playbook playbooks/deploy.yml -e vault_agent_enroll=true"
+)
+
+
+def test_refused_identity_is_told_and_waits_for_another_one(host: Host, bao: Bao) -> None:
+    good = bao.role("host-refused", token_policies=["forge"])
+    host.put_credential({**good, "secret_id": "hidden"})
     process = host.start()
-    assert process.wait(10) == 3
-    assert host.log() == [
-        "bareforge-agent: Vault refused the AppRole login (invalid role or secret ID); "
-        "enrol this host again: ansible-playbook playbooks/deploy.yml -e vault_agent_enroll=true"
-    ]
+    told = f"{REFUSED}; the next attempt is in 20 min, or now: systemctl restart bareforge-agent"
+    host.wait_for_status(f"STATUS={told}")
+    time.sleep(1.5)
+    assert process.poll() is None
+    assert host.log() == [told]
+    assert READY not in host.listen()
+    host.stop(process)
+    host.put_credential(good)
+    host.start()
+    host.wait_for_status(READY)
+
+
+def test_refused_login_is_not_tried_again_before_vault_has_forgotten_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    tried: list[float] = []
+
+    def refuse(_vault: Any, _credential: Any) -> None:
+        tried.append(clock[0])
+        raise EnrolmentError("refused")
+
+    monkeypatch.setattr(Vault, "login", refuse)
+    monkeypatch.setattr(keeper.time, "monotonic", lambda: clock[0])
+    credential, stop = Credential("role", "id"), Stop.__new__(Stop)
+    kept = keeper.Keeper(read_config(host.config_file), credential, host.runtime, stop, log=lambda _: None)
+    for moment in (1000.0, 1005.0, 1000.0 + 15 * 60, 1000.0 + 20 * 60, 2300.0):
+        clock[0] = moment
+        with pytest.raises(EnrolmentError) as refusal:
+            kept._log_in()
+        assert str(refusal.value).startswith("refused; the next attempt is in 20 min")
+    assert tried == [1000.0, 2200.0]
 
 
 def test_needs_its_runtime_directory(host: Host) -> None:

@@ -110,7 +110,7 @@ def _kept(config: Config, credential: Credential, directory: Path) -> Iterator[i
 def _keep(config: Config, credential: Credential, directory: Path) -> None:
     os.environ["NOTIFY_SOCKET"] = str(directory / "notify")
     try:
-        Keeper(config, credential, directory, Stop(), log=_say).run()
+        Keeper(config, credential, directory, Stop(), log=_say, patient=False).run()
     except AgentError as error:
         _say(str(error))
         sys.exit(error.code)

@@ -19,6 +19,7 @@ from bareforge_agent import files
 from bareforge_agent.config import SET_NAME, TOKEN_FILE, Config, Credential, KvSetting, SettingSet
 from bareforge_agent.errors import (
     AgentError,
+    EnrolmentError,
     PathError,
     TokenLostError,
     UnavailableError,
@@ -31,13 +32,16 @@ from bareforge_agent.vault import Token, Vault
 
 # Seconds between attempts while Vault is not available: 1, 2, 4, 5, 5, ...
 FIRST_WAIT, LONGEST_WAIT = 1.0, 5.0
+# Seconds until a login that was refused is tried again. Vault locks an identity out for 15 min after 5 refused logins,
+# which it forgets after 15 min without one (user lockout): the secret_id that enrolment gives would be refused too.
+REFUSED_WAIT = 20 * 60.0
 
 
 class Keeper:
     """Keeps the sets of `config` in directories of `directory`.
 
     `log` is given one line at each change of what is the matter. `stop` ends `run`. public: directory for what
-    everybody may know of the agent; None is nowhere.
+    everybody may know of the agent; None is nowhere. patient: wait where the login is refused, else `run` raises.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class Keeper:
         stop: Stop,
         log: Callable[[str], None],
         public: Path | None = None,
+        patient: bool = True,
     ) -> None:
+        self._patient = patient
         self._public = public
         self._logins = 0
         self._token_end = 0.0
@@ -63,6 +69,8 @@ class Keeper:
         self._vault = Vault(config)
         self._token: Token | None = None
         self._renew_token_at = 0.0
+        self._refusal: EnrolmentError | None = None
+        self._refused_until = 0.0
         # Tokens of a secret_id that was replaced, and when they are revoked, by time.monotonic()
         self._former: dict[str, float] = {}
         # By set name; a set whose secrets are refused is not in it.
@@ -81,7 +89,9 @@ class Keeper:
         while not self._stop.asked():
             try:
                 refusals = self._start()
-            except UnavailableError as error:
+            except (UnavailableError, EnrolmentError) as error:
+                if isinstance(error, EnrolmentError) and not self._patient:
+                    raise
                 self._say(error)
                 self._pause()
                 continue
@@ -162,9 +172,25 @@ class Keeper:
     # token
 
     def _log_in(self) -> None:
-        """Get a new token. Database users end with the token they were made by, so new ones are needed."""
+        """Get a new token. Database users end with the token they were made by, so new ones are needed.
+
+        Raises the EnrolmentError of a refusal again, without a login, until REFUSED_WAIT is over.
+        """
+        if self._refusal is not None and time.monotonic() < self._refused_until:
+            raise self._refusal
         self._vault = Vault(self._config)
-        self._set_token(self._vault.login(self._credential))
+        try:
+            self._set_token(self._vault.login(self._credential))
+        except EnrolmentError as error:
+            if not self._patient:
+                raise
+            minutes = f"{REFUSED_WAIT / 60:.0f} min"
+            self._refusal = EnrolmentError(
+                f"{error}; the next attempt is in {minutes}, or now: systemctl restart bareforge-agent"
+            )
+            self._refused_until = time.monotonic() + REFUSED_WAIT
+            raise self._refusal from None
+        self._refusal = None
         self._logins += 1
         self._leases.forget()
         self._save()

@@ -82,6 +82,8 @@ class Vault:
                 role_id=credential.role_id, secret_id=credential.secret_id, mount_point=self._mount
             )
         except (exceptions.VaultError, OSError) as error:
+            if isinstance(error, exceptions.Forbidden) and self._can_log_in():
+                raise self._locked_out() from None
             raise self._login_error(error) from None
         auth = answer["auth"]
         ttl = float(auth["lease_duration"])
@@ -93,6 +95,22 @@ class Vault:
                 "correct token_bound_cidrs of the role, or the host's route to Vault"
             ) from None
         return Token(auth["client_token"], ttl, ttl, bool(auth["renewable"]))
+
+    def _can_log_in(self) -> bool:
+        """Whether there is an AppRole mount to log in at: it refuses an identity that nobody has in other words."""
+        try:
+            self._client.auth.approle.login(role_id="nobody", secret_id="nobody", mount_point=self._mount)  # noqa: S106
+        except exceptions.InvalidRequest:
+            return True
+        except (exceptions.VaultError, OSError):
+            return False
+        return True
+
+    def _locked_out(self) -> AgentError:
+        return UnavailableError(
+            f"Vault at {self._address} has locked this AppRole identity out after too many refused logins; "
+            "find out what sent them, then wait (15 min by default) or unlock it: sys/locked-users"
+        )
 
     def _use(self, token: str) -> Token:
         self._client.token = token
