@@ -92,7 +92,7 @@ def test_with_an_identity_that_has_ended_it_says_so_and_a_deploy_gives_it_anothe
     reboot(fleet)
     words = "Vault refused the AppRole login (invalid role or secret ID); "
     until(lambda: words in shown(fleet, "bareforge-agent", "StatusText"), 60, "the agent names the reason")
-    # six attempts would lock the identity out, also the one that the deploy gives it
+    # each start of its own would be a refused login, and five of them lock the identity out
     time.sleep(6)
     assert shown(fleet, "bareforge-agent", "NRestarts") == "0"
     assert shown(fleet, "forge", "ActiveState") == "inactive"

@@ -16,7 +16,7 @@ def file_of(secrets: Path) -> Path:
 
 
 def secrets_status() -> str:
-    """ "ok"; "trouble" where the agent cannot keep the secrets current; "none" where there are none; "unknown".
+    """One word: ok, trouble where the agent cannot keep the secrets current, none where there are none, unknown.
 
     In one word, since whoever asks may be anybody: what the matter is says `systemctl status bareforge-agent`.
     """
