@@ -106,8 +106,7 @@ def wrapped_secret_id(mount: str, role: str, wrap_ttl: str) -> tuple[str, str]:
                 f"this host is not enrolled and {name} is not set; export VAULT_ADDR, VAULT_CACERT and a "
                 f"VAULT_TOKEN that may issue secret_ids for AppRole role '{role}', then run the play again"
             )
-    purpose = f"issue secret_ids for AppRole role '{role}'"
-    vault = Vault(address, token, os.environ.get("VAULT_CACERT", ""), purpose)
+    vault = Vault.of_environment(f"issue secret_ids for AppRole role '{role}'")
     path = f"auth/{mount}/role/{role}"
     found = vault.read(f"{path}/role-id")
     if found is None:

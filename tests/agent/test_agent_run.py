@@ -11,7 +11,7 @@ import hvac
 import pytest
 from bareforge_agent import keeper
 from bareforge_agent.config import Credential, read_config
-from bareforge_agent.errors import EnrolmentError
+from bareforge_agent.errors import EnrolmentError, UnavailableError
 from bareforge_agent.stop import Stop
 from bareforge_agent.vault import Vault
 
@@ -511,7 +511,7 @@ def test_refused_login_is_not_tried_again_before_vault_has_forgotten_it(
     kept = keeper.Keeper(read_config(host.config_file), credential, host.runtime, stop, log=lambda _: None)
     for moment in (1000.0, 1005.0, 1000.0 + 15 * 60, 1000.0 + 20 * 60, 2300.0):
         clock[0] = moment
-        with pytest.raises(EnrolmentError) as refusal:
+        with pytest.raises(UnavailableError) as refusal:
             kept._log_in()
         assert str(refusal.value).startswith("refused; the next attempt is in 20 min")
     assert tried == [1000.0, 2200.0]

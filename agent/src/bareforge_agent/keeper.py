@@ -69,7 +69,7 @@ class Keeper:
         self._vault = Vault(config)
         self._token: Token | None = None
         self._renew_token_at = 0.0
-        self._refusal: EnrolmentError | None = None
+        self._refusal: UnavailableError | None = None
         self._refused_until = 0.0
         # Tokens of a secret_id that was replaced, and when they are revoked, by time.monotonic()
         self._former: dict[str, float] = {}
@@ -89,9 +89,7 @@ class Keeper:
         while not self._stop.asked():
             try:
                 refusals = self._start()
-            except (UnavailableError, EnrolmentError) as error:
-                if isinstance(error, EnrolmentError) and not self._patient:
-                    raise
+            except UnavailableError as error:
                 self._say(error)
                 self._pause()
                 continue
@@ -174,7 +172,7 @@ class Keeper:
     def _log_in(self) -> None:
         """Get a new token. Database users end with the token they were made by, so new ones are needed.
 
-        Raises the EnrolmentError of a refusal again, without a login, until REFUSED_WAIT is over.
+        A refusal is one of the things that may pass, and raised again, without a login, until REFUSED_WAIT is over.
         """
         if self._refusal is not None and time.monotonic() < self._refused_until:
             raise self._refusal
@@ -185,7 +183,7 @@ class Keeper:
             if not self._patient:
                 raise
             minutes = f"{REFUSED_WAIT / 60:.0f} min"
-            self._refusal = EnrolmentError(
+            self._refusal = UnavailableError(
                 f"{error}; the next attempt is in {minutes}, or now: systemctl restart bareforge-agent"
             )
             self._refused_until = time.monotonic() + REFUSED_WAIT
