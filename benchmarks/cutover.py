@@ -65,7 +65,7 @@ def repeat(
 
 def release(session: Session, plot: Path | None = None) -> list[Row]:
     """The engine's hand-over to another release and back to the one before, on one host after the other."""
-    result, rows = _there_and_back(session, "release", "rollback", session.repetitions)
+    result, rows = _there_and_back(session, "release", "rollback", session.repetitions, latency=True)
     if plot:
         plot.write_text(page(result.document, result.records, f"Release and rollback: {result.line}"))
     return rows
@@ -79,14 +79,20 @@ def unkept(session: Session) -> list[Row]:
         session.say("nginx without upstream keep-alive")
         session.fleet.good("deploy.yml", *site, **session.variables("one", nginx_site_upstream_keepalive=0))
         return _there_and_back(
-            session, "release, no keep-alive", "rollback, no keep-alive", max(1, session.repetitions // 4)
+            session,
+            "release, no keep-alive",
+            "rollback, no keep-alive",
+            max(1, session.repetitions // 4),
+            latency=False,
         )[1]
     finally:
         session.fleet.good("deploy.yml", *site, **session.variables("one"))
 
 
-def _there_and_back(session: Session, there: str, back: str, repetitions: int) -> tuple[Result, list[Row]]:
-    """Hand over from variant one to two and back; there, back: names of the rows.
+def _there_and_back(
+    session: Session, there: str, back: str, repetitions: int, *, latency: bool
+) -> tuple[Result, list[Row]]:
+    """Hand over from variant one to two and back; there, back: names of the rows. latency: whether it is demanded.
 
     One host after the other, as by `serial`: they share the cores here, and both at once would show what that costs.
     """
@@ -111,7 +117,7 @@ def _there_and_back(session: Session, there: str, back: str, repetitions: int) -
             sum(window.name == kind for window in windows),
             counted(result, windows, kind, Tally()),
             problems,
-            latency=True,
+            latency=latency,
         )
         for kind in (there, back)
     ]
