@@ -28,13 +28,14 @@ ARGUMENTS = {
     "python": {"type": "path", "required": True},
     "config": {"type": "path", "required": True},
     "set": {"type": "str"},
+    "certificate": {"type": "bool", "default": True},
     "credential": {"type": "path", "default": "/etc/bareforge-agent/approle.cred"},
     "user": {"type": "str", "default": "bareforge-agent"},
     "group": {"type": "str", "required": True},
     "force": {"type": "bool", "default": False},
     "wrap_ttl": {"type": "str", "default": "120s"},
 }
-ON_HOST = ("python", "config", "set", "credential", "user", "group")
+ON_HOST = ("python", "config", "set", "certificate", "credential", "user", "group")
 
 
 class ActionModule(ActionBase):

@@ -11,11 +11,11 @@ DOCUMENTATION = r"""
 module: bareforge_audit
 short_description: Search a host for its own secrets, everywhere but where they belong
 description:
-  - Takes what the agent has written for applications, its token, its database passwords and the decrypted secret_id, in
-    several spellings, and searches all files, the journal, what systemd shows, and every process's command line and
-    environment.
-  - What may hold them is memory of the agent and its readers, C(/run/bareforge-agent) and C(/run/credentials); nobody
-    else may be able to read those.
+  - Takes what the agent has written for applications, its token, its database passwords, the decrypted secret_id and
+    the key of the site's certificate, in several spellings, and searches all files, the journal, what systemd shows,
+    and every process's command line and environment.
+  - What may hold them is memory of the agent and its readers, C(/run/bareforge-agent), C(/run/bareforge-certificate)
+    and C(/run/credentials); nobody else may be able to read those.
   - Memory that could reach a disk counts too, swap that is not encrypted and core dumps of the units.
   - A finding names the place and the secret, never its value.
 options:
@@ -61,12 +61,13 @@ CHUNK = 1 << 20
 NOBODY = 65534
 
 # Kernel's own, and where secrets belong. The journal is read by journalctl: in its files, entries may be compressed.
-APART = ("/proc", "/sys", "/run/credentials", "/var/log/journal", "/run/log/journal")
+CERTIFICATE = Path("/run/bareforge-certificate")
+APART = ("/proc", "/sys", "/run/credentials", str(CERTIFICATE), "/var/log/journal", "/run/log/journal")
 OPEN_TO_OTHERS = ("/dev/shm", "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/var")  # noqa: S108
 
 
-def harvest(directory: Path, credential: Path) -> dict[str, str]:
-    """Return the secrets of this host, {name: value}: what the agent has, and what it was enrolled with."""
+def harvest(directory: Path, credential: Path, certificate: Path = CERTIFICATE) -> dict[str, str]:
+    """Return the secrets of this host, {name: value}: what the agent has, what it was enrolled with, the site's key."""
     found: dict[str, str] = {}
     for file in sorted(directory.glob("*/*.json")):
         for name, value in json.loads(file.read_text()).items():
@@ -86,10 +87,17 @@ def harvest(directory: Path, credential: Path) -> dict[str, str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             found["the secret_id"] = json.loads(done.stdout)["secret_id"]
+    if (certificate / "site.pem").exists():
+        found["the key of the certificate"] = key_in((certificate / "site.pem").read_text())
     for name, value in list(found.items()):
         if password := password_in(value):
             found[f"the password in {name}"] = password
     return found
+
+
+def key_in(pem: str) -> str:
+    """Return what is between the marks of a PEM text's first block."""
+    return "\n".join(line for line in pem.partition("-----END")[0].splitlines() if not line.startswith("-----"))
 
 
 def password_in(value: str) -> str:

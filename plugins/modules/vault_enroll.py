@@ -25,6 +25,10 @@ options:
   set:
     description: The set of the configuration that must be readable; without it all of them must be.
     type: str
+  certificate:
+    description: Whether the configuration's certificate, if it names one, must be signed by Vault too.
+    type: bool
+    default: true
   credential:
     description: Encrypted systemd credential.
     type: path
@@ -90,6 +94,7 @@ def query(given: dict[str, str]) -> dict[str, object]:
         *("--property", f"RuntimeMaxSec={CHECK_SECONDS}"),
         *(given["python"], "-m", "bareforge_agent", "check", "--config", given["config"]),
         *(("--set", given["set"]) if given["set"] is not None else ()),
+        *(() if given["certificate"] else ("--no-certificate",)),
     ]
     done = run(command, "")
     if done.returncode == CREDENTIAL_EXIT:
@@ -138,6 +143,7 @@ def main() -> None:
             "python": {"type": "path", "required": True},
             "config": {"type": "path", "required": True},
             "set": {"type": "str"},
+            "certificate": {"type": "bool", "default": True},
             "credential": {"type": "path", "default": "/etc/bareforge-agent/approle.cred"},
             "user": {"type": "str", "default": "bareforge-agent"},
             "group": {"type": "str", "required": True},

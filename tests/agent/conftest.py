@@ -32,6 +32,8 @@ path "secret/data/absent" { capabilities = ["read"] }
 path "secret/data/deleted" { capabilities = ["read"] }
 path "secret/data/other" { capabilities = ["read"] }
 path "database/creds/+" { capabilities = ["read"] }
+path "pki/sign/+" { capabilities = ["update"] }
+path "nowhere/sign/forge" { capabilities = ["update"] }
 path "sys/leases/lookup" { capabilities = ["update"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 """

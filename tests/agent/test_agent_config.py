@@ -71,12 +71,12 @@ SET_NAMED = "is not named with 1 to 64 of the characters a-z and 0-9; rename the
         (
             changed(adress="x"),
             "the file has the unknown key 'adress'; "
-            "known: address, approle_mount, ca_certificate, grace_seconds, poll_seconds, sets",
+            "known: address, approle_mount, ca_certificate, certificate, grace_seconds, poll_seconds, sets",
         ),
         (
             changed(settings={}),
             "the file has the unknown key 'settings'; "
-            "known: address, approle_mount, ca_certificate, grace_seconds, poll_seconds, sets",
+            "known: address, approle_mount, ca_certificate, certificate, grace_seconds, poll_seconds, sets",
         ),
         ({"address": "https://x", "approle_mount": "approle"}, "the file lacks the key 'sets'; add it"),
         ({"address": "https://x", "sets": {}}, "the file lacks the key 'approle_mount'; add it"),

@@ -136,3 +136,16 @@ def test_harvests_what_the_agent_has(audit: ModuleType, tmp_path: Path) -> None:
         "the password of database/creds/forge": "p@ss-word",
         "the password in URL": "p@ss-word",
     }
+
+
+def test_harvests_the_key_of_the_certificate_and_nothing_else_of_it(audit: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "site.pem").write_text(
+        "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEG\nCCqGSM49AwEHBG0wawIBAQQg\n-----END PRIVATE KEY-----\n"
+        "-----BEGIN CERTIFICATE-----\nMIIBkTCB+wIJAL\n-----END CERTIFICATE-----\n"
+    )
+    found = audit.harvest(tmp_path / "none", tmp_path / "no credential", tmp_path)
+    assert found == {"the key of the certificate": "MIGHAgEAMBMGByqGSM49AgEG\nCCqGSM49AwEHBG0wawIBAQQg"}
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "copies/key.pem").write_text((tmp_path / "site.pem").read_text())
+    found_in = audit.in_files(audit.Patterns(found), [str(tmp_path / "copies")], [])
+    assert found_in == {str(tmp_path / "copies/key.pem"): ["the key of the certificate"]}

@@ -68,9 +68,9 @@ def test_unknown_variable(ansible: Ansible) -> None:
     assert status != 0
     assert words == (
         "Unknown variable(s) vault_agent_adress. Known variables of role vault_agent: vault_agent_address, "
-        "vault_agent_approle_mount, vault_agent_ca_certificate, vault_agent_enroll, vault_agent_keep_sets, "
-        "vault_agent_python, vault_agent_reader_group, vault_agent_role, vault_agent_settings, vault_agent_source, "
-        "vault_agent_start_timeout; see roles/vault_agent/README.md"
+        "vault_agent_approle_mount, vault_agent_ca_certificate, vault_agent_certificate, vault_agent_enroll, "
+        "vault_agent_keep_sets, vault_agent_python, vault_agent_reader_group, vault_agent_role, vault_agent_settings, "
+        "vault_agent_source, vault_agent_start_timeout; see roles/vault_agent/README.md"
     )
 
 
@@ -110,6 +110,45 @@ def test_bad_settings(settings: dict[str, Any], message: str, ansible: Ansible) 
     assert preflight(ansible, {**GOOD, "vault_agent_settings": settings})[1] == message
 
 
+CERTIFICATE = {"sign": "pki/sign/shop", "names": ["shop.example.com", "*.example.com", "localhost"]}
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        {},
+        CERTIFICATE,
+        {**CERTIFICATE, "sign": "team/pki/sign/shop", "ttl": "2h"},
+        {**CERTIFICATE, "ttl": "10h"},
+        {**CERTIFICATE, "ttl": "1d"},
+    ],
+)
+def test_good_certificate(certificate: dict[str, Any], ansible: Ansible) -> None:
+    assert preflight(ansible, {**GOOD, "vault_agent_certificate": certificate}) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sign": "pki/issue/shop"},
+        {"names": []},
+        {"names": "shop.example.com"},
+        {"names": ["10.0.0.1"]},
+        {"names": ["shop.example.com", "a b"]},
+        {"ttl": "3 days"},
+        {"ttl": "1h"},
+        {"ttl": "90m"},
+        {"key": "x"},
+    ],
+    ids=str,
+)
+def test_bad_certificate(change: dict[str, Any], ansible: Ansible) -> None:
+    assert preflight(ansible, {**GOOD, "vault_agent_certificate": {**CERTIFICATE, **change}})[1] == (
+        "vault_agent_certificate must be {sign: MOUNT/sign/ROLE, names: [HOST NAMES, no addresses]}, optionally with "
+        "ttl (at least 2h, in h or d); see roles/vault_agent/README.md"
+    )
+
+
 SETTINGS = GOOD["vault_agent_settings"]
 SET = hashlib.sha256(json.dumps(SETTINGS, sort_keys=True).encode()).hexdigest()[:12]
 ACCESS = {"address": "https://vault1:8200", "approle_mount": "approle", "ca_certificate": ""}
@@ -133,7 +172,7 @@ class Etc:
         assert run.status == 0, run.output
         return run
 
-    def prepare(self, settings: dict[str, Any] = SETTINGS) -> str:
+    def prepare(self, settings: dict[str, Any] = SETTINGS, **variables: Any) -> str:
         """Return the configuration that the role would stage and let go live."""
         rendered = self.directory.parent / "rendered.json"
         self.run(
@@ -141,7 +180,7 @@ class Etc:
             {
                 "name": "probe",
                 "ansible.builtin.template": {"src": str(ROLE / "templates/config.json.j2"), "dest": str(rendered)},
-                "vars": {"__vault_agent_directory": str(self.directory)},
+                "vars": {"__vault_agent_directory": str(self.directory), **variables},
             },
             settings=settings,
         )
@@ -231,8 +270,20 @@ def test_specification_and_readme_agree_with_the_defaults() -> None:
     assert [name for name in defaults if f"| `{name}` |" not in readme] == []
 
 
-def test_unit_is_valid_and_confined(ansible: Ansible, tmp_path: Path) -> None:
-    unit = tmp_path / "bareforge-agent.service"
+def test_the_agent_is_told_of_the_certificate(etc: Etc) -> None:
+    assert "certificate" not in json.loads(etc.prepare()), "none is the default"
+    for given, ttl in ((CERTIFICATE, "72h"), ({**CERTIFICATE, "ttl": "24h"}, "24h")):
+        told = json.loads(etc.prepare(vault_agent_certificate=given))["certificate"]
+        assert told == {**CERTIFICATE, "ttl": ttl}
+
+
+# in tenths of 10
+EXPOSURE = {"bareforge-agent.service": 15, "bareforge-certificate.service": 15}
+
+
+@pytest.mark.parametrize("name", EXPOSURE)
+def test_unit_is_valid_and_confined(name: str, ansible: Ansible, tmp_path: Path) -> None:
+    unit = tmp_path / name
     variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
     variables = {name: value for name, value in variables.items() if "{{" not in str(value)}
     # stands for the release, so that the executable exists
@@ -246,7 +297,7 @@ def test_unit_is_valid_and_confined(ansible: Ansible, tmp_path: Path) -> None:
             {
                 "name": "probe",
                 "ansible.builtin.template": {
-                    "src": str(ROLE / "templates/bareforge-agent.service.j2"),
+                    "src": str(ROLE / f"templates/{name}.j2"),
                     "dest": str(unit),
                 },
                 "vars": {**variables, "vault_agent_reader_group": "nogroup"},
@@ -262,11 +313,10 @@ def test_unit_is_valid_and_confined(ansible: Ansible, tmp_path: Path) -> None:
     broken = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
     )
-    assert "bareforge-agent.service" in broken.stderr, "the role's test of the words finds a typing error"
+    assert name in broken.stderr, "the role's test of the words finds a typing error"
     unit.write_text(unit.read_text().replace("ProtectSytem=", "ProtectSystem="))
-    # in tenths: 1.5 of 10
     scored = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", unit],
+        ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE[name]}", "--no-pager", unit],
         capture_output=True,
         text=True,
         check=False,

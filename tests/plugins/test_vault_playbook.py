@@ -150,7 +150,7 @@ def changed(run: Run) -> int:
     return int(found.group(1))
 
 
-WRITING = "Write mounts, policy, roles of the hosts, generated secrets and the lease of database users"
+WRITING = "Write mounts, policy, roles of the hosts, generated secrets, PKI role and the lease of database users"
 OBJECTS = [
     "sys/mounts/secret",
     "sys/mounts/team",
@@ -257,6 +257,70 @@ def test_documented_rights_are_enough(empty_vault: Server, database: Database, a
     assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) == 0
 
 
+CERTIFICATE = {"sign": "pki/sign/shop", "names": ["shop.example.com", "*.shop.example.com"], "ttl": "24h"}
+KEY = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+
+
+def signing_request(*names: str) -> str:
+    key = subprocess.run(KEY, capture_output=True, check=True).stdout
+    alternatives = ",".join(f"DNS:{name}" for name in names)
+    command = [
+        "openssl",
+        "req",
+        "-new",
+        "-key",
+        "/dev/stdin",
+        "-subj",
+        "/",
+        "-addext",
+        f"subjectAltName={alternatives}",
+    ]
+    return subprocess.run(command, input=key, capture_output=True, check=True).stdout.decode()
+
+
+def test_hosts_get_certificates_for_their_names_only(empty_vault: Server, database: Database, ansible: Ansible) -> None:
+    variables = {**inventory(database), "vault_agent_certificate": CERTIFICATE}
+    run = configure(ansible, empty_vault, variables)
+    assert run.status != 0, "there is no such engine yet"
+    assert "Vault has nothing mounted for pki/roles/shop; enable the engine first" in run.result(WRITING)["msg"]
+
+    empty_vault.client.sys.enable_secrets_engine("pki", config={"max_lease_ttl": "8760h"})
+    empty_vault.write("pki/root/generate/internal", common_name="test PKI", ttl="8760h")
+    rights = (
+        (ROOT / "docs/vault.md")
+        .read_text()
+        .split("```hcl\n")[1]
+        .split("```")[0]
+        .replace("pki/roles/forge", "pki/roles/shop")
+    )
+    team = 'path "team/data/mail/forge" { capabilities = ["create", "read", "update"] }'
+    token = empty_vault.token(rights + team)
+    assert "pki/roles/shop" in written(configure(ansible, empty_vault, variables, VAULT_TOKEN=token))
+    assert changed(configure(ansible, empty_vault, variables, VAULT_TOKEN=token)) == 0
+    role = empty_vault.read("pki/roles/shop")
+    assert (role["allowed_domains"], role["max_ttl"], role["no_store"], role["client_flag"]) == (
+        ["*.shop.example.com", "shop.example.com"],
+        24 * 3600,
+        True,
+        False,
+    )
+
+    host = login(empty_vault, "web1")
+    for names in (CERTIFICATE["names"], ["shop.example.com"]):
+        signed = host.adapter.post("/v1/pki/sign/shop", json={"csr": signing_request(*names)})
+        assert signed["data"]["certificate"].startswith("-----BEGIN CERTIFICATE-----")
+    for name in ("bank.example.com", "a.b.shop.example.com", "localhost"):
+        with pytest.raises(hvac.exceptions.InvalidRequest, match="not allowed by this role"):
+            host.adapter.post("/v1/pki/sign/shop", json={"csr": signing_request(name)})
+    for path in ("pki/issue/shop", "pki/sign-verbatim/shop", "pki/roles/shop", "pki/root/sign-intermediate"):
+        with pytest.raises(hvac.exceptions.Forbidden):
+            host.adapter.post(f"/v1/{path}", json={"csr": signing_request("shop.example.com")})
+
+    # a role of somebody else's is left alone
+    empty_vault.client.delete("pki/roles/shop")
+    assert written(configure(ansible, empty_vault, {**variables, "vault_certificate_role": False})) == []
+
+
 def test_without_a_database(empty_vault: Server, database: Database, ansible: Ansible) -> None:
     variables = inventory(database)
     del variables["vault_database"], variables["vault_agent_settings"]["FORGE_DATABASE_URL"]
@@ -272,6 +336,22 @@ def test_refusals(vault: Server, database: Database, ansible: Ansible) -> None:
         "vault_database needs address and knows address, name, username, owner, parameters, ttl, max_ttl, "
         "and vault_agent_settings must read exactly one database path; found keys adress and path(s) "
         "database/creds/forge; see docs/vault.md"
+    )
+    run = configure(ansible, vault, {**variables, "vault_agent_certificate": {**CERTIFICATE, "names": []}})
+    assert run.status != 0
+    assert "vault_agent_certificate must be {sign: MOUNT/sign/ROLE, names: [HOST NAMES, no addresses]}" in run.output
+    run = configure(
+        ansible,
+        vault,
+        {
+            **variables,
+            "vault_agent_certificate": "{{ certificate_of[inventory_hostname] }}",
+            "certificate_of": {"web1": CERTIFICATE, "web2": {**CERTIFICATE, "ttl": "2d"}},
+        },
+    )
+    assert run.result("Refuse certificates of several lives")["msg"] == (
+        "vault_agent_certificate.ttl is 24h and 2d on different hosts, but one PKI role has one max_ttl and would cut "
+        "the longer ones short; set one ttl"
     )
     run = configure(ansible, vault, {**variables, "vault_agent_settings": {}})
     assert run.result("Refuse empty settings")["msg"] == (

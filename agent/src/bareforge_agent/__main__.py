@@ -1,12 +1,16 @@
-"""`python -m bareforge_agent run | check | enroll | exec --config PATH`; exit codes in `bareforge_agent.errors`."""
+"""`python -m bareforge_agent run | check | enroll | certificate | exec --config PATH`.
+
+Exit codes are in `bareforge_agent.errors`.
+"""
 
 import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bareforge_agent import develop, enroll, keeper
+from bareforge_agent import certificate, develop, enroll, keeper
 from bareforge_agent.config import Config, read_config, read_credential
 from bareforge_agent.errors import AgentError, ConfigurationError
 from bareforge_agent.stop import Stop
@@ -21,6 +25,7 @@ def main() -> None:
         ("run", _run, "the service: write the settings and keep them current"),
         ("check", _check, "log in, read what is declared, give it back"),
         ("enroll", _enroll, "store the credential that standard input carries wrapped"),
+        ("certificate", _certificate, "for the timer: get the site's certificate, or replace it where it is time"),
         ("exec", _exec, "for development: log in with VAULT_TOKEN, run a program with the settings"),
     ):
         command = commands.add_parser(name, help=help_text)
@@ -28,6 +33,7 @@ def main() -> None:
         command.add_argument("--config", type=Path, required=True, metavar="PATH")
         if name == "check":
             command.add_argument("--set", metavar="NAME", help="read this set only")
+            command.add_argument("--no-certificate", action="store_true", help="have no certificate signed")
         if name == "exec":
             command.add_argument("--set", metavar="NAME", help="the settings of this set; needed if there are several")
             command.add_argument("program", nargs="+", metavar="-- PROGRAM", help="with its arguments")
@@ -40,21 +46,25 @@ def main() -> None:
         sys.exit(_fail(error))
 
 
-def _run(config: Config, _arguments: argparse.Namespace) -> None:
+def _runtime_directories(unit: str) -> tuple[Path, Path | None]:
+    """The directory for secrets and the one for everybody, if there is one; raises ConfigurationError."""
     directory, _, public = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")
     if not directory:
-        raise ConfigurationError(
-            "RUNTIME_DIRECTORY is not set; start the agent by its unit: systemctl start bareforge-agent"
-        )
+        raise ConfigurationError(f"RUNTIME_DIRECTORY is not set; start it by its unit: systemctl start {unit}")
+    return Path(directory), Path(public) if public else None
+
+
+def _run(config: Config, _arguments: argparse.Namespace) -> None:
+    directory, public = _runtime_directories("bareforge-agent")
     credential = read_credential()
     stop = Stop()
     keeper.Keeper(
         config,
         credential,
-        Path(directory),
+        directory,
         stop,
         log=lambda text: print(text, flush=True),
-        public=Path(public) if public else None,
+        public=public,
     ).run()
 
 
@@ -65,6 +75,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> None:
             known = ", ".join(sorted(each.name for each in config.sets)) or "none"
             raise ConfigurationError(f"{arguments.config} has no set {arguments.set!r}, only: {known}; correct --set")
         config = replace(config, sets=chosen)
+    wanted = None if arguments.no_certificate else config.certificate
     vault = Vault(config)
     vault.login(read_credential())
     try:
@@ -73,9 +84,17 @@ def _check(config: Config, arguments: argparse.Namespace) -> None:
             secrets.render(each)
         for path in sorted(config.database_paths):
             vault.read_database(path)
+        if wanted:
+            certificate.prove(vault, wanted)
     finally:
         vault.revoke_token()
-    print(f"ok: {config.count} settings can be read")
+    signed = ", and the certificate is signed" if wanted else ""
+    print(f"ok: {config.count} settings can be read{signed}")
+
+
+def _certificate(config: Config, _arguments: argparse.Namespace) -> None:
+    directory, _ = _runtime_directories("bareforge-certificate")
+    certificate.keep(config, read_credential, directory, certificate.saved_copy(), log=partial(print, flush=True))
 
 
 def _enroll(config: Config, arguments: argparse.Namespace) -> None:

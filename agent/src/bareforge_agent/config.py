@@ -18,6 +18,11 @@ SET_NAME = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
 """Name of a set, and of its directory in $RUNTIME_DIRECTORY."""
 TOKEN_FILE = "token"  # noqa: S105 (a file's name)
 """The one file of the agent's own, in the same directory, that a set's name could collide with."""
+SIGN_PATH = re.compile(r"[^/]+(/[^/]+)*/sign/[^/]+", re.ASCII)
+"""A path of Vault's PKI that signs a request with a key that Vault never sees."""
+HOST_NAME = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z]([a-z0-9-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
+"""A host name of a certificate, also with a wildcard; no address, whose last part would begin with a digit."""
+DURATION = re.compile(r"[1-9][0-9]*[smhd]", re.ASCII)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -73,11 +78,21 @@ class SettingSet:
 
 
 @dataclass(frozen=True)
+class CertificateRequest:
+    """The site's certificate: `sign` is the path of Vault's PKI that signs it, `ttl` how long it is to live ("72h")."""
+
+    sign: str
+    names: tuple[str, ...]
+    ttl: str
+
+
+@dataclass(frozen=True)
 class Config:
     """What the configuration file says.
 
     poll_seconds: how often KV secrets are read again, and leases asked for. grace_seconds: how long a user of the
-    database stays that was replaced, so that its readers can move; at most a quarter of its lease.
+    database stays that was replaced, so that its readers can move; at most a quarter of its lease. certificate: None
+    where the host needs none.
     """
 
     address: str
@@ -86,6 +101,7 @@ class Config:
     sets: tuple[SettingSet, ...]
     poll_seconds: float = DEFAULT_POLL_SECONDS
     grace_seconds: float = DEFAULT_GRACE_SECONDS
+    certificate: CertificateRequest | None = None
 
     @property
     def database_paths(self) -> frozenset[str]:
@@ -146,7 +162,7 @@ class _Reader:
         self._file = file
 
     def config(self, document: Any) -> Config:
-        known = {"address", "ca_certificate", "approle_mount", "sets", "poll_seconds", "grace_seconds"}
+        known = {"address", "ca_certificate", "approle_mount", "sets", "poll_seconds", "grace_seconds", "certificate"}
         self._keys(document, "the file", known, required={"address", "approle_mount", "sets"})
         sets = document["sets"]
         if not isinstance(sets, dict):
@@ -160,7 +176,25 @@ class _Reader:
             sets=tuple(self._set(name, settings) for name, settings in sets.items()),
             poll_seconds=self._seconds(document, "poll_seconds", DEFAULT_POLL_SECONDS),
             grace_seconds=self._seconds(document, "grace_seconds", DEFAULT_GRACE_SECONDS),
+            certificate=self._certificate(document["certificate"]) if "certificate" in document else None,
         )
+
+    def _certificate(self, value: Any) -> CertificateRequest:
+        keys = {"sign", "names", "ttl"}
+        self._keys(value, "certificate", keys, required=keys)
+        sign = self._text(value["sign"], "certificate.sign").strip("/")
+        if not SIGN_PATH.fullmatch(sign):
+            raise self._wrong("certificate.sign", "is not MOUNT/sign/ROLE, such as pki/sign/forge")
+        names = value["names"]
+        if not isinstance(names, list) or not names:
+            raise self._wrong("certificate.names", "is not a list of names, or is empty", "name at least one")
+        for name in names:
+            if not isinstance(name, str) or not HOST_NAME.fullmatch(name):
+                raise self._wrong("certificate.names", f"has {name!r}, which is no host name")
+        ttl = self._text(value["ttl"], "certificate.ttl")
+        if not DURATION.fullmatch(ttl):
+            raise self._wrong("certificate.ttl", "is not a duration, such as 72h")
+        return CertificateRequest(sign, tuple(names), ttl)
 
     def _set(self, name: str, settings: Any) -> SettingSet:
         where = f"sets.{name}"

@@ -13,6 +13,8 @@ from typing import Any
 SETTINGS_MODE = 0o440
 STATE_MODE = 0o400
 DIRECTORY_MODE = 0o750
+# What is no secret is for everybody.
+PUBLIC_MODE, PUBLIC_DIRECTORY_MODE = 0o444, 0o755
 
 
 def write(file: Path, content: str, mode: int) -> bool:
@@ -39,6 +41,15 @@ def write_settings(file: Path, settings: Mapping[str, str]) -> bool:
         file.unlink(missing_ok=True)
         return existed
     return write(file, json.dumps(settings, sort_keys=True), SETTINGS_MODE)
+
+
+def publish(directory: Path, contents: Mapping[str, str]) -> None:
+    """Write files by name, and let everybody in; where that fails, what is secret is kept all the same."""
+    with contextlib.suppress(OSError):
+        if directory.stat().st_mode & 0o777 != PUBLIC_DIRECTORY_MODE:
+            directory.chmod(PUBLIC_DIRECTORY_MODE)
+        for name, content in contents.items():
+            write(directory / name, content, PUBLIC_MODE)
 
 
 def make_directory(directory: Path) -> None:

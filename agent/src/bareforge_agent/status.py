@@ -4,16 +4,12 @@ In a directory of its own, since that of the secrets is for their readers only: 
 probes, `metrics.prom` for a collector (Prometheus's text format, as node_exporter's textfile collector takes it).
 """
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bareforge_agent import files
-
-FILE_MODE = 0o444
-DIRECTORY_MODE = 0o755
 
 METRICS = {
     "well": ("gauge", "Whether every setting is current (1) or something is the matter (0)."),
@@ -54,9 +50,5 @@ class Status:
 
 
 def publish(directory: Path, status: Status) -> None:
-    """Write both files, and let everybody in; where that fails, secrets are kept all the same."""
-    with contextlib.suppress(OSError):
-        if directory.stat().st_mode & 0o777 != DIRECTORY_MODE:
-            directory.chmod(DIRECTORY_MODE)
-        files.write(directory / "status.json", files.to_json(asdict(status)) + "\n", FILE_MODE)
-        files.write(directory / "metrics.prom", status.metrics(), FILE_MODE)
+    """Write both files, for everybody."""
+    files.publish(directory, {"status.json": files.to_json(asdict(status)) + "\n", "metrics.prom": status.metrics()})

@@ -277,6 +277,28 @@ class Vault:
         except (exceptions.VaultError, OSError) as error:
             raise self._general_error(error) from None
 
+    def sign(self, path: str, request: str, ttl: str) -> str:
+        """Have a certificate signed; returns it with its chain, PEM. request: PEM. Raises PathError."""
+        try:
+            answer = self._client.write_data(path, data={"csr": request, "ttl": ttl, "format": "pem"})
+        except exceptions.Forbidden:
+            raise self._denied(path, path, "update") from None
+        except exceptions.InvalidPath:
+            raise PathError(
+                f"there is no PKI engine at {path}; enable it in Vault or correct sign of the certificate"
+            ) from None
+        except exceptions.InvalidRequest as error:
+            if "unknown role" in str(error):
+                raise PathError(f"there is no PKI role at {path}; create it: playbooks/vault.yml") from None
+            raise PathError(
+                f"Vault does not sign the certificate at {path}: {'; '.join(error.errors) or _one_line(error)}; "
+                "correct names or ttl of the certificate, or the PKI role"
+            ) from None
+        except (exceptions.VaultError, OSError) as error:
+            raise self._general_error(error) from None
+        data = answer["data"]
+        return "\n".join([data["certificate"], *(data.get("ca_chain") or [data["issuing_ca"]])]) + "\n"
+
     def wrapping_path(self, wrap_token: str) -> str:
         """Return the path whose answer the wrapping token holds; needs no token and does not spend it."""
         try:
