@@ -88,8 +88,11 @@ class Fleet:
             raise FleetError(f"{playbook} failed:\n{run.stdout[-8000:]}{run.stderr[-2000:]}")
         return run.stdout
 
-    def ssh(self, host: str, command: str, check: bool = True, timeout: float = 180) -> str:
-        """Run a shell command as root on a host; returns its standard output. Raises FleetError."""
+    def ssh(self, host: str, command: str, check: bool = True, timeout: float = 180, given: str = "") -> str:
+        """Run a shell command as root on a host; returns its standard output. Raises FleetError.
+
+        given: its standard input.
+        """
         reach = self.reach(host)
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         ssh = ["ssh", "-i", reach["ansible_ssh_private_key_file"], "-p", str(reach["ansible_port"])]
@@ -97,7 +100,7 @@ class Fleet:
             ssh += ["-o", option]
         run = subprocess.run(
             [*ssh, "admin@127.0.0.1", f"sudo sh -c {shlex.quote(command)}"],
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=timeout,

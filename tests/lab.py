@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import ssl
 import subprocess
 import urllib.request
@@ -43,3 +45,15 @@ def play(playbook: str, *arguments: str, **environment: str) -> subprocess.Compl
     """Run a playbook of this project against the scenario's hosts; returns with whatever status it ended."""
     command = ["ansible-playbook", "-i", str(INVENTORY), str(ROOT / "playbooks" / playbook), *arguments]
     return subprocess.run(command, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, cwd=ROOT)
+
+
+def findings(run: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
+    """What a run of audit.yml has found, by host; without the machine's own swap, which its containers show too."""
+    decoder = json.JSONDecoder()
+    found: dict[str, list[str]] = {"app1": [], "app2": []}
+    for failure in re.finditer(r"^fatal: \[(\w+)\]: FAILED! => (?=\{)", run.stdout, re.M):
+        result, _ = decoder.raw_decode(run.stdout, failure.end())
+        assert "; ".join(result["findings"]) in result["msg"]
+        found[failure[1]] = [sentence for sentence in result["findings"] if not sentence.startswith("swap on ")]
+    assert (run.returncode == 0) == ("fatal: [" not in run.stdout), run.stdout
+    return found

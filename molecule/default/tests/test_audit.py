@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from benchmarks.fleet import Fleet
-from tests.lab import ENVIRONMENT, INVENTORY, STATE, play
+from tests.lab import ENVIRONMENT, INVENTORY, STATE, findings, play
 
 FLEET = Fleet(STATE, (INVENTORY,), ENVIRONMENT)
 
@@ -54,16 +53,7 @@ PLANTED = (
 
 
 def audit() -> dict[str, list[str]]:
-    """What an audit finds, by host; the machine's own swap, which its containers show too, is none of the project's."""
-    run = play("audit.yml")
-    decoder = json.JSONDecoder()
-    found: dict[str, list[str]] = {"app1": [], "app2": []}
-    for failure in re.finditer(r"^fatal: \[(\w+)\]: FAILED! => (?=\{)", run.stdout, re.M):
-        result, _ = decoder.raw_decode(run.stdout, failure.end())
-        assert "; ".join(result["findings"]) in result["msg"]
-        found[failure[1]] = [sentence for sentence in result["findings"] if not sentence.startswith("swap on ")]
-    assert (run.returncode == 0) == ("fatal: [" not in run.stdout), run.stdout
-    return found
+    return findings(play("audit.yml"))
 
 
 def test_no_secret_is_where_none_belongs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from benchmarks.fleet import CODE, Fleet, trial
 from benchmarks.trial.variants import Fault, make
 from tests.lab import ENVIRONMENT, INVENTORY, ROOT, STATE
+from tests.recorded import TALKATIVE, RecordedFleet
 
 SETTINGS: dict[str, str] = yaml.safe_load((ROOT / "inventory/lab/group_vars/all.yml").read_text())[
     "asgi_app_environment"
@@ -19,8 +21,15 @@ HOSTS = ("app1", "app2")
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Fleet:
-    return Fleet(STATE, (INVENTORY,), ENVIRONMENT)
+def fleet() -> RecordedFleet:
+    return RecordedFleet(STATE, (INVENTORY,), {**ENVIRONMENT, **TALKATIVE})
+
+
+@pytest.fixture(autouse=True)
+def remembered(fleet: RecordedFleet) -> Iterator[None]:
+    """After each test there may be other secrets than before it; test_what_was_written.py looks for all of them."""
+    yield
+    fleet.harvest(*HOSTS)
 
 
 class Variants:

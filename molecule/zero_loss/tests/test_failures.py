@@ -17,6 +17,7 @@ from benchmarks.figures import Point
 from benchmarks.fleet import CODE, ROOT, Fleet
 from benchmarks.killing import KILL_MODULES, Runner
 from benchmarks.trial.variants import Fault
+from tests.recorded import RecordedFleet
 
 HOSTS = ("app1", "app2")
 # The cause that the message has to name. The other faults: scenario default, tests/benchmarks; all of them under load:
@@ -205,12 +206,13 @@ SWITCH = "asgi_app : Switch to the release, or keep what serves"
 
 
 def test_a_controller_killed_in_a_switch_leaves_whole_releases(
-    fleet: Fleet, variants: Any, one: str, tmp_path: Path
+    fleet: RecordedFleet, variants: Any, one: str, tmp_path: Path
 ) -> None:
     """Of the first host, so that the fleet is mixed; benchmarks/zero_loss.py tries every boundary."""
     with fleet.witness(*HOSTS, rate=20) as witness:
         runner = Runner(fleet, tmp_path)
         run = runner.run(ROOT / "playbooks/deploy.yml", *CODE, point=Point(SWITCH, 1.5, SWITCH), **variants("two"))
+        fleet.outputs.append(run.output)
         assert run.killed, run.output[-3000:]
         for host in HOSTS:
             fleet.ssh(host, KILL_MODULES)

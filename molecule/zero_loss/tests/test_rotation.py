@@ -14,6 +14,7 @@ from benchmarks.credentials import DATABASE, leased, secret_hash, sessions, unti
 from benchmarks.figures import Point
 from benchmarks.fleet import ROOT, Fleet
 from benchmarks.killing import Runner
+from tests.recorded import RecordedFleet
 
 HOSTS = ("app1", "app2")
 LOAD = {**DATABASE, "rate": 20}
@@ -176,7 +177,7 @@ def pins(fleet: Fleet, host: str) -> dict[str, int]:
 
 
 def test_a_rotation_that_was_killed_serves_nobody_and_is_taken_up(
-    fleet: Fleet, vault: Any, variables_of: Any, one: str, tmp_path: Path
+    fleet: RecordedFleet, vault: Any, variables_of: Any, one: str, tmp_path: Path
 ) -> None:
     """Killed while the new value is tried: Vault has it, nobody knows whether it is good."""
     before = secret_key(fleet, vault)
@@ -184,6 +185,7 @@ def test_a_rotation_that_was_killed_serves_nobody_and_is_taken_up(
     proof = "asgi_app : Start the candidate on a private socket and see whether it becomes and stays ready"
     with fleet.witness(*HOSTS, **LOAD) as witness:
         run = Runner(fleet, tmp_path).run(ROOT / "playbooks/rotate.yml", point=Point(proof, 0, proof), **given)
+        fleet.outputs.append(run.output)
         assert run.killed, run.output[-3000:]
         kept = {host: pins(fleet, host) for host in HOSTS}
         assert set(kept["app1"]) == {"FORGE_SECRET_KEY"}
