@@ -223,8 +223,28 @@ def in_processes(patterns: Patterns) -> list[str]:
     return found
 
 
+def occurs(patterns: Patterns, command: list[str]) -> bool:
+    """Whether grep sees anything in what a command says: much faster for a long journal and many secrets."""
+    with patterns.descriptor() as number:
+        grep = ["grep", "-qaF", f"--file=/proc/self/fd/{number}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            done = subprocess.run(
+                grep,
+                stdin=process.stdout,
+                stderr=subprocess.PIPE,
+                check=False,
+                pass_fds=[number],
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            )
+    if done.returncode not in (0, 1):
+        raise OSError(f"grep cannot search: {done.stderr.decode(errors='replace').strip()}")
+    return done.returncode == 0
+
+
 def in_output(patterns: Patterns, what: str, command: list[str]) -> list[str]:
     """Search what a command says."""
+    if not occurs(patterns, command):
+        return []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         names = patterns.names_in_stream(process.stdout)
     return [f"{what} holds {name}" for name in sorted(names)]
