@@ -521,7 +521,7 @@ def test_needs_its_runtime_directory(host: Host) -> None:
     done = host.agent("run", RUNTIME_DIRECTORY="")
     assert (done.returncode, done.stderr) == (
         2,
-        "bareforge-agent: RUNTIME_DIRECTORY is not set; start the agent by its unit: systemctl start bareforge-agent\n",
+        "bareforge-agent: RUNTIME_DIRECTORY is not set; start it by its unit: systemctl start bareforge-agent\n",
     )
 
 
