@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import subprocess
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
-from benchmarks.fleet import ROOT, Fleet
+from benchmarks.fleet import Fleet
 
 # As much as Ansible says; one line for each result all the same, since tests look for lines.
 TALKATIVE = {"ANSIBLE_VERBOSITY": "3", "ANSIBLE_DIFF_ALWAYS": "1", "ANSIBLE_CALLBACK_FORMAT_PRETTY": "0"}
@@ -65,14 +63,3 @@ class RecordedFleet(Fleet):
             for name, value in found.items():
                 if value not in known:
                     self.secrets[f"{name} of {host}, {len(self.secrets) + 1}"] = value
-
-
-def audit_module() -> ModuleType:
-    """The module bareforge_audit, whose search does on this machine what it does on a host."""
-    file = ROOT / "plugins/modules/bareforge_audit.py"
-    specification = importlib.util.spec_from_file_location("bareforge_audit", file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

@@ -107,7 +107,7 @@ def test_other_names_make_another_one(site: Host) -> None:
 
 
 def test_two_thirds_of_its_life(site: Host) -> None:
-    """Renewed then, not before: also seen on a certificate that lives 9 s."""
+    """Renewed then, not before: also seen on a certificate that lives 20 s."""
     wanted = CertificateRequest("pki/sign/forge", ("app1",), "72h")
     issued = Issued(begin=1000, end=1900, names=frozenset({"app1"}), mark="# signed at pki/sign/forge for 72h")
     assert [issued.due(wanted, now) for now in (1000, 1599, 1600, 2000)] == [False, False, True, True]

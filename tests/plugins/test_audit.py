@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,20 +15,15 @@ from urllib.parse import quote
 
 import pytest
 
+from plugins.modules import bareforge_audit
+
 ROOT = Path(__file__).parents[2]
 SECRET = 's3cr/t+"quoted" and & more'
 
 
 @pytest.fixture(scope="module")
 def audit() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "bareforge_audit", ROOT / "plugins/modules/bareforge_audit.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return bareforge_audit
 
 
 SPELLED: dict[str, Callable[[str], bytes]] = {

@@ -81,8 +81,8 @@ def keep(
         log(f"took up the certificate from before, valid until {found.until}")
     if found is not None:
         _publish(directory, found)
-    if found is not None and not found.due(request, time.time()):
-        return
+        if not found.due(request, time.time()):
+            return
     try:
         issued = _renew(config, request, credential, file)
     except AgentError as error:

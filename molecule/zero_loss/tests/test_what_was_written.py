@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from plugins.modules.bareforge_audit import SHORTEST, Patterns, in_files
 from tests.lab import ROOT, STATE, findings
-from tests.recorded import RecordedFleet, audit_module, python
+from tests.recorded import RecordedFleet, python
 
 HOSTS = ("app1", "app2")
 # A set of settings, which the audit takes for secrets of the host.
@@ -27,17 +28,15 @@ MINIMUM_VALUES = 30
 
 @pytest.fixture(scope="module")
 def patterns(fleet: RecordedFleet) -> Any:
-    audit = audit_module()
-    searched = {name: value for name, value in fleet.secrets.items() if len(value) >= audit.SHORTEST}
+    searched = {name: value for name, value in fleet.secrets.items() if len(value) >= SHORTEST}
     assert len(searched) >= MINIMUM_VALUES, "there were many rotations: run all files of the scenario"
-    return audit.Patterns(searched)
+    return Patterns(searched)
 
 
 def test_playbooks_have_said_none(fleet: RecordedFleet, patterns: Any, tmp_path: Path) -> None:
     said = "\n".join(fleet.outputs)
     file = tmp_path / "said"
     file.write_text(said)
-    in_files = audit_module().in_files
     assert "ESTABLISH SSH CONNECTION" in said, "they ran with -vvv"
     assert re.search(r"^\+\+\+ after", said, re.M), "and with --diff"
     for playbook in ("deploy", "reload", "rollback", "rotate", "vault"):
@@ -53,7 +52,6 @@ def test_the_controller_has_written_none(patterns: Any, tmp_path: Path, fleet: R
     """In the checkout, the lab's state, where Ansible keeps files of its own, and where temporary ones are made."""
     places = [ROOT, STATE, Path.home() / ".ansible", Path.home() / ".cache/bareforge", Path(tempfile.gettempdir())]
     search = [str(place) for place in places if place.exists()]
-    in_files = audit_module().in_files
     assert in_files(patterns, search, []) == {}
     planted = tmp_path / "planted"
     planted.write_bytes(base64.b64encode(next(iter(fleet.secrets.values())).encode()))
