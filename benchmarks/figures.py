@@ -241,9 +241,9 @@ class Point(NamedTuple):
 
 
 def plan_points(
-    tasks: Sequence[str], every: int, inside: str, delays: Sequence[float], idle: Collection[int] = ()
+    tasks: Sequence[str], every: int, inside: tuple[str, ...], delays: Sequence[float], idle: Collection[int] = ()
 ) -> list[Point]:
-    """Return each `every`th task boundary, and for each task whose name ends with `inside` the moments in it.
+    """Return each `every`th task boundary, and for each task whose name ends with one of `inside` the moments in it.
 
     idle: numbers of the tasks that left every host as it was. The boundary after such a task is left out: every host is
     as it was at the one before it.

@@ -189,6 +189,7 @@ def trial(source: Path, environment: dict[str, str], **changes: Any) -> dict[str
         "asgi_app_source": str(source),
         "asgi_app_module": MODULE,
         "asgi_app_environment": {**environment, "BAREFORGE_RELEASE_HEADER": HEADER},
-        "asgi_app_start_timeout": 20,
+        # a machine that bears controller, load and hosts takes its time
+        "asgi_app_start_timeout": 60,
         **changes,
     }

@@ -24,7 +24,8 @@ TIMEOUT = 900  # seconds for one run
 KILL_MODULES = (
     'tree() { for child in $(pgrep --parent "$1"); do tree "$child"; done; kill -9 "$1" 2>/dev/null; }; '
     "for pid in $(pgrep --full '[B]ECOME-SUCCESS'); do tree \"$pid\"; done; "
-    "pkill -9 --full --exact '/usr/bin/python3'; pkill -9 --full '[A]nsiballZ|[a]nsible-tmp'; true"
+    "pkill -9 --full --exact '/usr/bin/python3'; "
+    "pkill -9 --full '[A]nsiballZ|[a]nsible-tmp|[b]areforge.py module'; true"
 )
 
 

@@ -44,8 +44,9 @@ IDLE_RUN_EVERY = 5
 MAXIMUM_FINDINGS = 25
 # Seconds within which the load balancer has to see both hosts.
 BALANCED = 30.0
-# End of the name of the task that is killed in its midst too.
+# Ends of the names of the tasks that are killed in their midst too.
 SWITCH = "Switch to the release, or keep what serves"
+INSTALLING = ("Build and install the release", "Ship the release and prove it beside what serves")
 # A reboot reads the units anew too.
 REBOOT = "systemctl daemon-reload && systemctl restart {name}"
 
@@ -71,37 +72,40 @@ class Findings:
 class Subject:
     """A playbook whose runs are killed, and what is to be so around them; points are numbered from 1.
 
-    variables: of the run at a point, 0 being the
-    one that counts the tasks. before: brings the hosts to where a run begins. new: the release afterwards, empty where
-    only the run tells. deployed: variables with which deploy.yml changes nothing afterwards.
+    variables: of the run at a point, the last argument saying whether its installation is under the knife; number 0 is
+    the run that counts the tasks. before: brings the hosts to where a run begins. new: the release afterwards, empty
+    where only the run tells. deployed: variables with which deploy.yml changes nothing afterwards.
     """
 
     playbook: str
-    variables: Callable[[int], dict[str, Any]]
+    variables: Callable[[int, bool], dict[str, Any]]
     before: Callable[[], object]
     new: str
-    deployed: Callable[[int], dict[str, Any]]
+    deployed: Callable[[int, bool], dict[str, Any]]
 
 
 def sweep(session: Session) -> list[Row]:
-    """deploy.yml with a release that the hosts have not seen, and rollback.yml from variant two to one."""
+    """deploy.yml and release.yml to another release at each point, and rollback.yml from variant two to one."""
 
-    def release(number: int) -> dict[str, Any]:
-        # one of its own at each point, so that its installation is under the knife too
-        return session.variables(f"sweep.{number}", asgi_app_soak=0)
+    def bring(playbook: str) -> Subject:
+        def release(number: int, installs: bool) -> dict[str, Any]:
+            # one that the hosts have not seen where that matters: installing it is most of what a point takes
+            name = f"{number}" if installs or number == 0 else f"turn.{number % 2}"
+            return session.variables(f"{playbook.removesuffix('.yml')}.{name}", asgi_app_soak=0)
+
+        return Subject(playbook, release, lambda: None, new="", deployed=release)
 
     session.serve("one")
-    deploy = Subject("deploy.yml", release, lambda: None, new="", deployed=release)
-    rows = [_sweep(session, deploy)]
+    rows = [_sweep(session, bring("deploy.yml")), _sweep(session, bring("release.yml"))]
     session.ensure("one", "two")
     one = session.releases["one"]
     rollback = Subject(
         "rollback.yml",
         # by its name: a rerun must not go back further
-        lambda _: {"release": one},
+        lambda *_: {"release": one},
         lambda: session.serve("two"),
         new=one,
-        deployed=lambda _: session.variables("one", asgi_app_soak=0),
+        deployed=lambda *_: session.variables("one", asgi_app_soak=0),
     )
     return [*rows, _sweep(session, rollback)]
 
@@ -110,15 +114,18 @@ def _sweep(session: Session, subject: Subject) -> Row:
     runner = Runner(session.fleet, session.directory)
     subject.before()
     session.say(f"kill sweep: counting the tasks of {subject.playbook}")
-    whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0))
-    points = plan_points(whole.tasks, session.every, SWITCH, DELAYS, whole.idle)
+    whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0, True))
+    points = plan_points(whole.tasks, session.every, (SWITCH, *INSTALLING), DELAYS, whole.idle)
+    installing = {number for number, name in enumerate(whole.tasks, 1) if name.endswith(INSTALLING)}
     tally, findings = Tally(), Findings()
     done = 0
     for number, point in enumerate(points, 1):
         session.say(f"kill sweep of {subject.playbook}, {number} of {len(points)}: {_place(point)}")
         try:
             subject.before()
-            _one(session, runner, subject, point, number, tally, findings)
+            # at the boundary before it, in its midst, and at the one after it
+            installs = bool(installing & {int(point.task), int(point.task) - 1})
+            _one(session, runner, subject, point, (number, installs), tally, findings)
         except FAILURES as error:
             findings.rerun.append(f"{_place(point)}: {str(error).strip()}")
         done = number
@@ -137,11 +144,17 @@ def _place(point: Point) -> str:
 
 
 def _one(
-    session: Session, runner: Runner, subject: Subject, point: Point, number: int, tally: Tally, findings: Findings
+    session: Session,
+    runner: Runner,
+    subject: Subject,
+    point: Point,
+    which: tuple[int, bool],
+    tally: Tally,
+    findings: Findings,
 ) -> None:
-    """Kill one run, restart the hosts, run it once more; all under load."""
+    """Kill one run, restart the hosts, run it once more; all under load. which: as the subject's variables take it."""
     place, playbook = _place(point), PLAYBOOKS / subject.playbook
-    variables = subject.variables(number)
+    variables = subject.variables(*which)
     old = {host: running_release(status) for host, status in session.statuses().items()}
     windows: list[Window] = []
     with session.watch(rate=RATE, slow_rate=SLOW_RATE) as witness:
@@ -171,8 +184,8 @@ def _one(
         session.ssh_all(f"bareforge unlock {session.fleet.name}", check=False)
         return
     findings.rerun += [f"{place}: after the rerun {sentence}" for sentence in _after_rerun(session, new)]
-    if number % IDLE_RUN_EVERY == 1:
-        findings.rerun += [f"{place}: {sentence}" for sentence in _idle(runner, subject.deployed(number))]
+    if which[0] % IDLE_RUN_EVERY == 1:
+        findings.rerun += [f"{place}: {sentence}" for sentence in _idle(runner, subject.deployed(*which))]
 
 
 def reboot(session: Session, host: str) -> tuple[str, list[str]]:
@@ -258,7 +271,7 @@ def naive(session: Session) -> list[Row]:
 
     try:
         play("one")
-        points = plan_points(play("two").tasks, 1, "", ())
+        points = plan_points(play("two").tasks, 1, (), ())
         bad, stale = [], []
         for point in points:
             session.say(f"naive playbook, task {point.task} of {len(points)}: {point.name}")

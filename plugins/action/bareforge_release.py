@@ -18,6 +18,7 @@ from ansible.module_utils.bareforge_bundle import (  # noqa: E402
     build_release,
     make_plan,
 )
+from ansible.module_utils.bareforge_targets import host_key, remember  # noqa: E402
 
 
 class ActionModule(ActionBase):
@@ -49,6 +50,9 @@ class ActionModule(ActionBase):
                 "path": f"{root}/releases/{plan.release_id}",
                 "version": plan.source.version,
             }
+            if not self._task.check_mode:
+                facts = {name: probe[name] for name in ("python_version", "machine", "libc_version")}
+                remember(cache, host_key(Path(root).name, task_vars or {}), target=facts, release=plan.release_id)
             if plan.release_id in probe["releases"]:
                 return {**result, "changed": False}
             if self._task.check_mode:

@@ -19,13 +19,14 @@ description:
   - C(migrated) runs the release's migration. C(proven) starts it on a private socket and asks whether it is ready.
   - C(activated) switches to it, by USR2 hand-over, HUP or a restart behind the held socket, and back on any failure.
   - C(planned) chooses the activation to roll back to. C(locked), C(unlocked) and C(recorded) keep lock and history.
+  - C(released) locks, installs a release, stages it with the configuration that serves and proves it, in one step.
 options:
   name: {description: Name of the application., type: str, required: true}
   state:
     description: What to reach.
     type: str
     choices:
-      [staged, migrated, proven, activated, reverted, planned, locked, unlocked, recorded, status, history]
+      [staged, migrated, proven, activated, reverted, planned, locked, unlocked, recorded, released, status, history]
     required: true
   release:
     description: Release id. Empty keeps the active one (staged), or takes the last good one (planned).
@@ -49,6 +50,19 @@ options:
   wait: {description: Seconds to wait for the lock., type: int, default: 0}
   minutes: {description: Minutes after which a lock that nobody renews expires., type: int, default: 30}
   witness: {description: Result of the traffic witness for the history., type: dict, default: {}}
+  source: {description: "What to release, as for bareforge_release (released).", type: str, default: ""}
+  lock:
+    description: Hashed lock file, absolute or relative to the source (released).
+    type: str
+    default: requirements.lock
+  extras:
+    description: Further source directories on the controller whose wheels belong to the release (released).
+    type: list
+    elements: str
+    default: []
+  python: {description: Interpreter of the host (released)., type: str, default: /usr/bin/python3}
+  cache: {description: Bundle cache on the controller (released)., type: str, default: ~/.cache/bareforge}
+  bundle: {description: What the controller has planned (released)., type: dict, default: {}}
 author: [Bareforge contributors]
 """
 
@@ -62,6 +76,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 activation: {description: Id of the activation., type: str, returned: staged and activated and planned}
+proven: {description: Whether the candidate was ready., type: bool, returned: released}
 previous: {description: Id of the activation that served before., type: str, returned: activated}
 method: {description: How it was switched., type: str, returned: activated}
 """
@@ -70,6 +85,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -77,6 +93,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -96,8 +113,42 @@ ABOUT_RUNNING = re.compile(
 # What the role takes as asgi_app_name
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 WITNESSED = ("requests", "failed", "failures", "stalls", "longest_ms")  # of the witness's document, for the history
+INSTALLER = "bareforge_release.py"  # the engine's other file, beside this one
+STARTED = "bareforge: started"  # what a controller reads before the answer: from then on it was the engine that ran
+ROUTINE = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] ")  # gunicorn: [time] [pid] [INFO] Worker exiting (pid: 7)
 # Alembic, Django and the reference service say so when there was something to do
 MIGRATED = re.compile(r"migrated from|Running upgrade|Applying ")
+
+
+STATES = ("staged", "migrated", "proven", "activated", "reverted", "planned", "locked", "unlocked", "recorded")
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "required": True, "choices": [*STATES, "released", "status", "history"]},
+    "release": {"type": "str", "default": ""},
+    "activation": {"type": "str", "default": ""},
+    "files": {"type": "dict", "default": {}},
+    "settings": {"type": "dict", "default": {}},
+    "command": {"type": "list", "elements": "str", "default": []},
+    "soak": {"type": "float", "default": 0},
+    # a directory, not what is in it
+    "secrets": {"type": "str", "default": "", "no_log": False},
+    "method": {"type": "str", "choices": ["handover", "hup"], "default": "handover"},
+    "action": {"type": "str", "default": "deploy"},
+    "keep": {"type": "int", "default": 5},
+    "ignore_schema": {"type": "bool", "default": False},
+    "run": {"type": "dict", "default": {}},
+    "steal": {"type": "str", "default": ""},
+    "wait": {"type": "int", "default": 0},
+    "minutes": {"type": "int", "default": 30},
+    "witness": {"type": "dict", "default": {}},
+    "source": {"type": "str", "default": ""},
+    "lock": {"type": "str", "default": "requirements.lock"},
+    "extras": {"type": "list", "elements": "str", "default": []},
+    "python": {"type": "str", "default": "/usr/bin/python3"},
+    "cache": {"type": "str", "default": "~/.cache/bareforge"},
+    "bundle": {"type": "dict", "default": {}},
+}
+"""What the module takes, in Ansible's own form; the command `bareforge module` reads it too."""
 
 
 class EngineError(Exception):
@@ -793,10 +844,15 @@ def confirm(paths: Paths, old: frozenset[int], patience: float) -> None:
 
 
 def last_words(paths: Paths, since: float, count: int = 5) -> list[str]:
-    """What the application's own processes said last, without its access lines and without the engine's own words."""
+    """What the application's own processes said last that tells something.
+
+    Not its access lines, not the engine's own words, and what gunicorn says at each start and end only where nothing
+    else was said: on a slow host the workers' farewells would hide the cause.
+    """
     command = ["journalctl", f"_SYSTEMD_UNIT={paths.service}", "--output=cat", "--no-pager", f"--since=@{int(since)}"]
     lines = call([*command, "--lines=200"]).stdout.splitlines()
-    return [line for line in lines if line.strip() and not line.startswith(('{"method"', "bareforge: "))][-count:]
+    said = [line for line in lines if line.strip() and not line.startswith(('{"method"', "bareforge: "))]
+    return ([line for line in said if not ROUTINE.match(line)] or said)[-count:]
 
 
 def activate(
@@ -983,6 +1039,103 @@ def refuse_newer_schema(paths: Paths, serving: str, target: str) -> None:
             f"revision {blocking}, which the database has; deploy a release that can, or restore the database first "
             "(docs/rollback.md)"
         )
+
+
+# -------------------------------------------------------------------------------------------------- a code release
+
+
+def installer() -> Any:
+    """The engine's other file, which installs releases: it lies beside this one, on a host and in a checkout."""
+    here = str(Path(__file__).resolve().parent)
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(Path(INSTALLER).stem)
+
+
+def bring(paths: Paths, given: dict[str, Any], bundle: bytes, check_mode: bool) -> dict[str, Any]:
+    """The code-only path up to the switch: lock, install, stage with the configuration that serves, prove.
+
+    given["bundle"]: id, layer, target (python_version, machine, libc_version) that the controller has planned for, and
+    parts (kind, size and SHA-256 of each archive in `bundle`; kinds layer and release). Returns needs (target, layer or
+    release) where the controller has to send something else first, held and text where another run has the lock; else
+    changed, activation, pending, serving, and proven, which is false where a migration has to come first. Nothing
+    pending leaves no lock. Raises EngineError.
+    """
+    serving, want = serving_id(paths), given["bundle"]
+    try:
+        facts = installer().probe(paths.releases.parent, given["python"])
+        target = {name: facts[name] for name in ("python_version", "machine", "libc_version")}
+        if want["target"] != target:
+            return {"changed": False, "needs": "target", "target": target}
+        files = code_files(paths, serving, want["id"])
+        activation = activation_id(files)
+        there = want["id"] in facts["releases"]
+        pending = not there or not activation == serving == running_activation(paths)
+        pending = pending or (paths.state / "switch.json").exists()
+        result = {"changed": pending, "activation": activation, "pending": pending, "serving": True, "proven": False}
+        if not pending or check_mode:
+            return result
+        held = acquire(paths, given["run"], given["action"], given["minutes"], given["steal"])
+        if held:
+            return {"changed": False, "held": held, "text": describe_lock(paths, held)}
+        parts = received(want, bundle)
+        if not there and want["layer"] not in facts["layers"] and "layer" not in parts:
+            return {"changed": False, "needs": "layer"}
+        if not there and "release" not in parts:
+            return {"changed": False, "needs": "release"}
+        with alone(paths, "switch"):
+            if not there:
+                install(paths, given, parts)
+            return {**result, "proven": _stage_and_prove(paths, given, files, serving)}
+    except installer().ReleaseError as error:
+        raise EngineError(str(error)) from None
+
+
+def code_files(paths: Paths, serving: str, release: str) -> dict[str, str]:
+    """The files of an activation that differs from the one that serves in its release only."""
+    files = {name: (paths.activations / serving / name).read_text() for name in paths.files()}
+    settings = {**settings_of(paths, serving), "release": release}
+    return {**files, "activation.json": json.dumps(settings, indent=1, sort_keys=True) + "\n"}
+
+
+def received(want: dict[str, Any], bundle: bytes) -> dict[str, bytes]:
+    """The archives that a controller has sent, by kind, each whole. Raises EngineError."""
+    parts, at = {}, 0
+    for kind, size, expected in want["parts"]:
+        parts[kind] = bundle[at : at + size]
+        at += size
+        if hashlib.sha256(parts[kind]).hexdigest() != expected:
+            raise EngineError(
+                f"the {kind} of {want['id']} arrived damaged on {os.uname().nodename} ({len(parts[kind])} of {size} "
+                "bytes, SHA-256 differs); run again"
+            )
+    return parts
+
+
+def install(paths: Paths, given: dict[str, Any], parts: dict[str, bytes]) -> None:
+    """Put a release on this host from the archives that a controller has sent. Raises EngineError, ReleaseError."""
+    want, root = given["bundle"], paths.releases.parent
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        archives = {kind: Path(scratch) / f"{kind}.tar" for kind in parts}
+        for kind, archive in archives.items():
+            archive.write_bytes(parts[kind])
+        layer = str(archives["layer"]) if "layer" in archives else None
+        installer().present(
+            root, given["python"], given["keep"], want["id"], want["layer"], layer, str(archives["release"])
+        )
+
+
+def _stage_and_prove(paths: Paths, given: dict[str, Any], files: dict[str, str], serving: str) -> bool:
+    """Stage, and prove unless the release may expect another database than the one that serves; then only import."""
+    activation = stage(paths, files)
+    remember_head(paths, activation)
+    heads = read_json(paths.state / "state.json")["heads"]
+    head, before = (heads.get(settings_of(paths, item)["release"], "") for item in (activation, serving))
+    if given["command"] and (not head or head != before):
+        verify(paths, activation)
+        return False
+    prove(paths, activation, given["soak"])
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- lock and history
@@ -1316,9 +1469,57 @@ def _mutate(paths: Paths, given: dict[str, Any]) -> dict[str, Any]:
     return {**done, "secrets": secrets_directories(paths)}
 
 
+def answer(given: dict[str, Any], check_mode: bool, bundle: bytes = b"") -> dict[str, Any]:
+    """What the module returns; failed and msg where it is a refusal. bundle: the release's archive (released)."""
+    os.umask(0o022)
+    paths = Paths(given["name"])
+    try:
+        if given["state"] == "released":
+            return bring(paths, given, bundle, check_mode)
+        return module_state(paths, given, check_mode)
+    except EngineError as error:
+        return {"failed": True, "msg": str(error), "details": error.details}
+    except subprocess.TimeoutExpired as error:
+        message = f"{error.cmd[0]} did not end within {error.timeout:g} s on this host; run it again"
+    except OSError as error:
+        message = f"{error.strerror} at {error.filename}; free space or correct the path and run again"
+    return {"failed": True, "msg": message}
+
+
+def complete_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with defaults, and numbers where numbers belong, as AnsibleModule would make them."""
+    numbers: dict[str, Callable[[Any], Any]] = {"int": int, "float": float}
+    values = {name: given.get(name, of.get("default")) for name, of in ARGUMENTS.items()}
+    return {name: numbers.get(ARGUMENTS[name]["type"], lambda same: same)(value) for name, value in values.items()}
+
+
+def digest() -> str:
+    """SHA-256 of the engine's files, by which a controller knows whether the host has its very engine."""
+    here = Path(__file__).resolve()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (here, here.with_name(INSTALLER)))).hexdigest()
+
+
+def answer_controller() -> None:
+    """`bareforge module`: what the Ansible module does, for a controller that has the very same engine.
+
+    It need not send 150 kB of module for each step then. Standard input: one line of JSON (engine, check_mode,
+    arguments), then the release's archive, if any. Standard output: STARTED, then one line of JSON.
+    """
+    asked = json.loads(sys.stdin.buffer.readline())
+    if asked["engine"] != digest():
+        print(json.dumps({"other_engine": True}))
+        return
+    print(STARTED, flush=True)
+    given = complete_arguments(asked["arguments"])
+    print(json.dumps(answer(given, asked["check_mode"], sys.stdin.buffer.read())))
+
+
 def main() -> None:
     """Entry point of the module, and of the command where there are arguments."""
     # Ansible hands its arguments over otherwise; a person or systemd gives them here
+    if sys.argv[1:] == ["module"]:
+        answer_controller()
+        return
     if len(sys.argv) > 1:
         sys.exit(command_line(sys.argv[1:]))
     try:
@@ -1327,40 +1528,13 @@ def main() -> None:
         # a person on a host, who wants to be told the commands
         sys.exit(command_line([]))
 
-    states = ["staged", "migrated", "proven", "activated", "reverted", "planned", "locked", "unlocked", "recorded"]
     module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "required": True, "choices": [*states, "status", "history"]},
-            "release": {"type": "str", "default": ""},
-            "activation": {"type": "str", "default": ""},
-            "files": {"type": "dict", "default": {}},
-            "settings": {"type": "dict", "default": {}},
-            "command": {"type": "list", "elements": "str", "default": []},
-            "soak": {"type": "float", "default": 0},
-            # a directory, not what is in it
-            "secrets": {"type": "str", "default": "", "no_log": False},
-            "method": {"type": "str", "choices": ["handover", "hup"], "default": "handover"},
-            "action": {"type": "str", "default": "deploy"},
-            "keep": {"type": "int", "default": 5},
-            "ignore_schema": {"type": "bool", "default": False},
-            "run": {"type": "dict", "default": {}},
-            "steal": {"type": "str", "default": ""},
-            "wait": {"type": "int", "default": 0},
-            "minutes": {"type": "int", "default": 30},
-            "witness": {"type": "dict", "default": {}},
-        },
+        argument_spec=ARGUMENTS,
         supports_check_mode=True,
     )
-    os.umask(0o022)
-    try:
-        result = module_state(Paths(module.params["name"]), module.params, module.check_mode)
-    except EngineError as error:
-        module.fail_json(msg=str(error), details=error.details)
-    except subprocess.TimeoutExpired as error:
-        module.fail_json(msg=f"{error.cmd[0]} did not end within {error.timeout:g} s on this host; run it again")
-    except OSError as error:
-        module.fail_json(msg=f"{error.strerror} at {error.filename}; free space or correct the path and run again")
+    result = answer(module.params, module.check_mode)
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**result)
 
 

@@ -65,8 +65,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
 MARGIN = 8 << 20
 """Bytes that an installation leaves free, for logs and records of the host."""
 
@@ -190,14 +188,8 @@ def install_release(root: Path, archive: Path, layer: str, python_version: str) 
         link_environment(base, venv)
         wheels = sorted(str(item) for item in (bundle / "wheels").glob("*.whl"))
         pip = next(base.glob("pip-*.whl")) / "pip"
-        run_pip = [
-            str(venv / "bin/python"),
-            "-I",
-            str(pip),
-            "--python",
-            str(venv / "bin/python"),
-            "--disable-pip-version-check",
-        ]
+        # by the environment's own interpreter: with --python, pip would start twice
+        run_pip = [str(venv / "bin/python"), "-I", str(pip), "--disable-pip-version-check"]
         if wheels:
             install = ["install", "--quiet", "--no-cache-dir", "--no-index", "--no-deps", *wheels]
             _run(run_pip + install, "installing the application")
@@ -302,6 +294,9 @@ def present(
 
 def main() -> None:
     """Entry point of the module."""
+    # on a host the engine imports this file, and there is no Ansible
+    from ansible.module_utils.basic import AnsibleModule
+
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Entry points that need a real host; what they do has tests of its own.
 STUBS = {
-    "asgi_app": ("preflight", "prepare", "migrate"),
+    "asgi_app": ("preflight", "variables", "prepare", "migrate"),
     "nginx_site": ("preflight", "prepare", "activate"),
     "vault_agent": (),
 }
@@ -115,7 +115,7 @@ def fleet(tmp_path: Path) -> Fleet:
     return Fleet(tmp_path)
 
 
-@pytest.mark.parametrize("playbook", ["deploy.yml", "rollback.yml", "reload.yml"])
+@pytest.mark.parametrize("playbook", ["deploy.yml", "release.yml", "rollback.yml", "reload.yml"])
 def test_where_nothing_fails_every_host_switches_and_is_left_unlocked(playbook: str, fleet: Fleet) -> None:
     done = fleet.run(playbook, 3, {})
     assert (done.status, done.messages) == (0, [])
@@ -123,7 +123,7 @@ def test_where_nothing_fails_every_host_switches_and_is_left_unlocked(playbook: 
     assert (done.old, done.locked, done.drained) == (set(), set(), set())
 
 
-@pytest.mark.parametrize("playbook", ["deploy.yml", "rollback.yml", "reload.yml"])
+@pytest.mark.parametrize("playbook", ["deploy.yml", "release.yml", "rollback.yml", "reload.yml"])
 def test_check_mode_locks_drains_and_switches_nothing(playbook: str, fleet: Fleet) -> None:
     done = fleet.run(playbook, 2, {}, "--check")
     assert (done.status, done.calls) == (0, [])
@@ -139,6 +139,7 @@ def test_a_limit_is_a_fleet_of_its_own(fleet: Fleet) -> None:
     [
         ("deploy.yml", 2, "app2", {"app1", "app2"}),
         ("deploy.yml", 3, "app1", {"app1", "app2", "app3"}),
+        ("release.yml", 3, "app2", {"app1", "app2", "app3"}),
         ("rollback.yml", 3, "app3", {"app1", "app2", "app3"}),
         ("reload.yml", 3, "app2", {"app1", "app2", "app3"}),
     ],
@@ -157,6 +158,7 @@ def test_one_that_fails_takes_all_back_and_leaves_no_lock_anywhere(
     [
         ("deploy.yml", 2, LOST.format("app2")),
         ("deploy.yml", 3, LOST.format("app2")),
+        ("release.yml", 3, LOST.format("app2")),
         ("rollback.yml", 2, LOST.format("app2")),
         ("reload.yml", 3, STOPPED.format("app2", "app3")),
     ],
@@ -198,10 +200,50 @@ def test_a_refused_lock_leaves_none_behind(fleet: Fleet) -> None:
     assert (done.locked, done.new, done.old) == (set(), set(), set())
 
 
-@pytest.mark.parametrize("state", ["staged", "proven"])
+@pytest.mark.parametrize(
+    ("playbook", "state"), [("deploy.yml", "staged"), ("deploy.yml", "proven"), ("release.yml", "released")]
+)
 @pytest.mark.parametrize("fault", ["", ":lost"])
-def test_what_fails_before_the_switch_switches_nothing(state: str, fault: str, fleet: Fleet) -> None:
-    done = fleet.run("deploy.yml", 2, {"app2": f"{state}{fault}"})
+def test_what_fails_before_the_switch_switches_nothing(playbook: str, state: str, fault: str, fleet: Fleet) -> None:
+    done = fleet.run(playbook, 2, {"app2": f"{state}{fault}"})
     assert done.status != 0
     assert (done.new, done.old, done.drained) == (set(), set(), set())
-    assert done.locked == ({"app2"} if fault else set())
+    # a release takes the lock with its first action
+    assert done.locked == ({"app2"} if fault and state != "released" else set())
+
+
+def test_a_release_asks_each_host_three_times(fleet: Fleet) -> None:
+    done = fleet.run("release.yml", 2, {}, hooks=False)
+    assert sorted(done.calls) == [f"app{n} {state}" for n in (1, 2) for state in ("activated", "released", "unlocked")]
+
+
+def test_a_release_waits_in_an_order_in_which_two_do_not_wait_for_each_other(fleet: Fleet) -> None:
+    done = fleet.run("release.yml", 2, {}, "-e", "deploy_wait=5")
+    assert done.calls[0] == "app1 locked"
+    assert set(done.calls[1:3]) == {"app1 locked", "app2 locked"}
+    assert done.locked == set()
+
+
+def test_a_release_that_serves_already_is_one_question(fleet: Fleet) -> None:
+    (fleet.directory / "idle app1").touch()
+    (fleet.directory / "idle app2").touch()
+    done = fleet.run("release.yml", 2, {})
+    assert (done.status, sorted(done.calls)) == (0, ["app1 released", "app2 released"])
+
+
+def test_hosts_that_have_the_release_are_not_in_the_way_of_one_that_has_not(fleet: Fleet) -> None:
+    (fleet.directory / "idle app1").touch()
+    done = fleet.run("release.yml", 2, {})
+    assert (done.status, done.new, done.locked) == (0, {"app2"}, set())
+    assert "app1 activated" not in done.calls
+
+
+def test_a_migration_comes_once_and_before_the_proof(fleet: Fleet) -> None:
+    for host in ("app1", "app2"):
+        (fleet.directory / f"unproven {host}").touch()
+    migrate = fleet.directory / "roles/asgi_app/tasks/migrate.yml"
+    migrate.write_text("- name: Migrate\n  bareforge: {name: forge, state: migrated}\n")
+    done = fleet.run("release.yml", 2, {}, "-e", "deploy_batches=1")
+    assert done.calls[2] == "app1 migrated"
+    assert set(done.calls[3:5]) == {"app1 proven", "app2 proven"}
+    assert done.new == {"app1", "app2"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.fleet import CODE, Fleet
+from benchmarks.fleet import Fleet
 from witness import check
 
 HOSTS = ("app1", "app2")
@@ -37,7 +37,7 @@ def test_nothing_is_lost(fleet: Fleet, variants: Any, one: str) -> None:
     for number in range(REPETITIONS):
         with fleet.witness(*HOSTS, rate=20) as witness:
             if number == 0:
-                fleet.good("deploy.yml", *CODE, **variants("two"))
+                fleet.good("release.yml", **variants("two"))
                 activations = {host: fleet.status(host)["serving"] for host in HOSTS}
             else:
                 on_both(fleet, [f"bareforge activate forge {activations[host]}" for host in HOSTS])
@@ -110,7 +110,8 @@ def test_commands_by_hand_keep_working(fleet: Fleet, one: str) -> None:
 def test_history_says_who_did_what(fleet: Fleet, one: str) -> None:
     shown = fleet.good("history.yml")
     line = re.compile(
-        r"\S+Z (deploy|rollback|reload) \S+ ok "
+        r"\S+Z (deploy|release|rollback|reload) \S+ ok "
         r"\((handover|hup|restart), [\d.]+ s, config [0-9a-f]{12}, schema 0001\) by \S+@\S+"
     )
-    assert {match[1] for match in line.finditer(shown.replace("\n", " "))} >= {"rollback", "reload"}, shown
+    found = {match[1] for match in line.finditer(shown.replace("\n", " "))}
+    assert found >= {"deploy", "release", "rollback", "reload"}, shown

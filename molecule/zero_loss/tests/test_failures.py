@@ -26,6 +26,8 @@ CAUSES = {
     Fault.NOT_READY: "the application is not ready: GET /ready answered 503; ",
     Fault.CRASH: "the application became ready and ended ",
 }
+# Seconds after which one is given up that never becomes ready
+GIVEN_UP = {Fault.NOT_READY: 15}
 
 
 def last_message(run: subprocess.CompletedProcess[str]) -> str:
@@ -41,7 +43,8 @@ def messages(fleet: Fleet, variants: Any, one: str) -> dict[Fault, str]:
     def attempt(host: str, faults: list[Fault]) -> dict[Fault, str]:
         found = {}
         for fault in faults:
-            broken = variants(fault.name.lower().replace("_", "."), fault, asgi_app_start_timeout=12, asgi_app_soak=7)
+            name = fault.name.lower().replace("_", ".")
+            broken = variants(name, fault, asgi_app_soak=7, asgi_app_start_timeout=GIVEN_UP.get(fault, 60))
             run = fleet.play("deploy.yml", *CODE, "--limit", host, **broken)
             assert run.returncode != 0, run.stdout[-3000:]
             found[fault] = last_message(run)
@@ -112,7 +115,7 @@ def test_a_host_that_is_lost_takes_the_fleet_back(fleet: Fleet, variants: Any, o
     hook.write_text(HOOK.format(engine=engine, container=container))
     try:
         with fleet.witness("app1", rate=20) as witness:
-            run = fleet.play("deploy.yml", *CODE, **variants("two", deploy_drain=str(hook)))
+            run = fleet.play("release.yml", **variants("two", deploy_drain=str(hook)))
     finally:
         subprocess.run([engine, "exec", container, "systemctl", "start", "ssh"], check=True, timeout=60)
     assert run.returncode != 0
@@ -142,7 +145,7 @@ def test_a_full_disk_is_refused_in_megabytes(fleet: Fleet, variants: Any, one: s
     fleet.ssh("app1", FILL)
     try:
         with fleet.witness("app1", rate=20) as witness:
-            run = fleet.play("deploy.yml", *CODE, "--limit", "app1", **variants("full"))
+            run = fleet.play("release.yml", "--limit", "app1", **variants("full"))
         left = fleet.ssh("app1", "ls -A /srv/forge /srv/forge/releases")
     finally:
         fleet.ssh("app1", "umount --lazy /srv/forge /run/small")

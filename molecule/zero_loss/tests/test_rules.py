@@ -55,7 +55,7 @@ def database(fleet: Fleet, statement: str) -> str:
 
 def test_a_failing_migration_leaves_the_fleet_as_it_was(fleet: Fleet, variants: Any, one: str) -> None:
     with fleet.witness(*HOSTS, rate=20) as witness:
-        run = fleet.play("deploy.yml", *CODE, **variants("failing", migration=Migration.FAILING))
+        run = fleet.play("release.yml", **variants("failing", migration=Migration.FAILING))
     assert refusal(run.stdout).startswith("the migration failed, no host was switched: bareforge-runtime: ")
     assert database(fleet, "SELECT version_num FROM alembic_version") == "0001"
     for host in HOSTS:
@@ -75,7 +75,7 @@ def test_a_migration_runs_once_for_the_fleet_and_a_rollback_across_it_is_judged(
     assert [fleet.release(host) for host in HOSTS] == [one, one]
     database(fleet, "DROP TABLE trial_migrations")
     database(fleet, "UPDATE alembic_version SET version_num = $$0001$$".replace("$$", "'\\''"))
-    fleet.good("deploy.yml", *CODE, **variants("contract", migration=Migration.CONTRACT, deploy_batches=["100%"]))
+    fleet.good("release.yml", **variants("contract", migration=Migration.CONTRACT, deploy_batches=["100%"]))
     contract = fleet.release("app1")
     run = fleet.play("rollback.yml")
     assert refusal(run.stdout) == (

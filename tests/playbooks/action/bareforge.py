@@ -28,25 +28,29 @@ class ActionModule(ActionBase):
         if fault == asked:
             return {"failed": True, "msg": f"{host} failed when it was to be {asked}"}
         if self._task.check_mode:
-            return self._answer(asked)
+            return self._answer(asked, host, fleet)
         with (fleet / "calls").open("a") as calls:
             calls.write(f"{host} {asked}\n")
         if asked == "activated":
             (fleet / f"serving {host}").write_text("new")
         if asked == "reverted":
             (fleet / f"serving {host}").write_text("old")
-        if asked == "locked":
+        idle = (fleet / f"idle {host}").exists()
+        if asked == "locked" or (asked == "released" and not idle):
             (fleet / f"lock {host}").touch()
         if asked == "unlocked":
             (fleet / f"lock {host}").unlink(missing_ok=True)
         if fault == f"{asked}:lost afterwards":
             gone.touch()
-        return self._answer(asked)
+        return self._answer(asked, host, fleet)
 
-    def _answer(self, asked: str) -> dict[str, Any]:
+    def _answer(self, asked: str, host: str, fleet: Path) -> dict[str, Any]:
         answer: dict[str, Any] = {"changed": not self._task.check_mode}
         if asked in ("staged", "planned"):
             answer |= {"activation": "a", "release": "r", "pending": True, "serving": True}
+        if asked == "released":
+            idle, unproven = ((fleet / f"{word} {host}").exists() for word in ("idle", "unproven"))
+            answer |= {"activation": "a", "pending": not idle, "serving": True, "proven": not unproven}
         if asked == "activated":
             answer |= {"activation": "a", "secrets": []}
         return answer
