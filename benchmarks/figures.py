@@ -6,7 +6,7 @@ import bisect
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -241,17 +241,20 @@ class Point(NamedTuple):
 
 
 def plan_points(
-    tasks: Sequence[str], every: int, inside: tuple[str, ...], delays: Sequence[float], idle: Collection[int] = ()
+    tasks: Sequence[str], every: int, inside: Mapping[str, Sequence[float]], idle: Collection[int] = ()
 ) -> list[Point]:
-    """Return each `every`th task boundary, and for each task whose name ends with one of `inside` the moments in it.
+    """Return each `every`th task boundary, and for each task whose name ends with a key of `inside` the moments in it.
 
     idle: numbers of the tasks that left every host as it was. The boundary after such a task is left out: every host is
     as it was at the one before it.
     """
     boundaries = [number for number in range(1, len(tasks) + 1) if number - 1 not in idle]
     points = [Point(number, 0, tasks[number - 1]) for number in boundaries[::every]]
-    switches = [number for number, name in enumerate(tasks, 1) if name.endswith(inside)]
-    return points + [Point(number, delay, tasks[number - 1]) for number in switches for delay in delays]
+    for number, name in enumerate(tasks, 1):
+        points += [
+            Point(number, delay, name) for end, delays in inside.items() if name.endswith(end) for delay in delays
+        ]
+    return points
 
 
 # ------------------------------------------------------------------------------------------------------------ output

@@ -33,7 +33,6 @@ from benchmarks.session import FAILURES, HOSTS, Session, counted
 from witness.records import parse_release
 
 PLAYBOOKS = ROOT / "playbooks"
-DELAYS = (0.5, 1.5, 3.0)
 # Requests per second and host: this machine has a deploy to do beside.
 RATE, SLOW_RATE = 20, 1
 # Seconds that workers may take after systemd's start to say that they are ready.
@@ -44,9 +43,13 @@ IDLE_RUN_EVERY = 5
 MAXIMUM_FINDINGS = 25
 # Seconds within which the load balancer has to see both hosts.
 BALANCED = 30.0
-# Ends of the names of the tasks that are killed in their midst too.
-SWITCH = "Switch to the release, or keep what serves"
-INSTALLING = ("Build and install the release", "Ship the release and prove it beside what serves")
+# Ends of the names of the tasks that are killed in their midst too, with the seconds after which that happens.
+INSTALLING = {
+    "Build and install the release": (0.5, 1.5, 3.0),
+    # plans, builds, installs, stages and proves, in this order
+    "Ship the release and prove it beside what serves": (1.0, 2.0, 4.0, 6.0, 8.0),
+}
+INSIDE = {"Switch to the release, or keep what serves": (0.5, 1.5, 3.0), **INSTALLING}
 # A reboot reads the units anew too.
 REBOOT = "systemctl daemon-reload && systemctl restart {name}"
 
@@ -115,8 +118,8 @@ def _sweep(session: Session, subject: Subject) -> Row:
     subject.before()
     session.say(f"kill sweep: counting the tasks of {subject.playbook}")
     whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0, True))
-    points = plan_points(whole.tasks, session.every, (SWITCH, *INSTALLING), DELAYS, whole.idle)
-    installing = {number for number, name in enumerate(whole.tasks, 1) if name.endswith(INSTALLING)}
+    points = plan_points(whole.tasks, session.every, INSIDE, whole.idle)
+    installing = {number for number, name in enumerate(whole.tasks, 1) if name.endswith(tuple(INSTALLING))}
     tally, findings = Tally(), Findings()
     done = 0
     for number, point in enumerate(points, 1):
@@ -204,16 +207,25 @@ def reboot(session: Session, host: str) -> tuple[str, list[str]]:
 
 
 def _after_rerun(session: Session, release: str) -> list[str]:
-    return [*session.wrong(release, patience=5), *_unbalanced(session.fleet)]
+    locked = [
+        f"{host} is locked by {status['lock']['owner']}"
+        for host, status in session.statuses().items()
+        if status["lock"]
+    ]
+    return [*session.wrong(release, patience=5), *locked, *_unbalanced(session.fleet)]
 
 
 def _idle(runner: Runner, variables: dict[str, Any]) -> list[str]:
-    try:
-        run = runner.good(PLAYBOOKS / "deploy.yml", **variables)
-        changed = {host: count for host, count in changes(run.output).items() if count}
-    except FleetError as error:
-        return [f"one more deploy failed: {last_failure(str(error)) or str(error)[-500:]}"]
-    return [f"one more deploy changed {count} things on {host}" for host, count in changed.items()]
+    found = []
+    for playbook in ("release.yml", "deploy.yml"):
+        try:
+            run = runner.good(PLAYBOOKS / playbook, **variables)
+            changed = {host: count for host, count in changes(run.output).items() if count}
+        except FleetError as error:
+            found.append(f"one more {playbook} failed: {last_failure(str(error)) or str(error)[-500:]}")
+        else:
+            found += [f"one more {playbook} changed {count} things on {host}" for host, count in changed.items()]
+    return found
 
 
 def _unbalanced(fleet: Fleet) -> list[str]:
@@ -271,7 +283,7 @@ def naive(session: Session) -> list[Row]:
 
     try:
         play("one")
-        points = plan_points(play("two").tasks, 1, (), ())
+        points = plan_points(play("two").tasks, 1, {})
         bad, stale = [], []
         for point in points:
             session.say(f"naive playbook, task {point.task} of {len(points)}: {point.name}")

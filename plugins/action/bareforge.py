@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import lzma
 import os
 import socket
 import time
@@ -27,6 +26,7 @@ from ansible.module_utils.bareforge_bundle import (  # noqa: E402
     Target,
     build_layer,
     build_release,
+    compressed,
     make_plan,
 )
 from ansible.module_utils.bareforge_targets import host_key, remember, remembered  # noqa: E402
@@ -78,7 +78,7 @@ def engine_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def read_answer(output: str) -> dict[str, Any] | None:
+def read_answer(output: str, errors: str = "") -> dict[str, Any] | None:
     """The engine's answer in what a host has printed; None where it was not this engine that ran.
 
     One that has started and not answered is a failure: nobody may take it for one that did nothing.
@@ -90,7 +90,8 @@ def read_answer(output: str) -> dict[str, Any] | None:
     try:
         answer: dict[str, Any] = json.loads(said[-1])
     except (IndexError, ValueError):
-        return {"failed": True, "msg": "the engine on this host ended without an answer; run again"}
+        last = ": " + errors.strip().splitlines()[-1] if errors.strip() else ""
+        return {"failed": True, "msg": f"the engine on this host ended without an answer{last}; run again"}
     return answer
 
 
@@ -130,6 +131,10 @@ class ActionModule(ActionBase):
     def _ask(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, bundle: bytes = b"") -> dict[str, Any]:
         answer = self._ask_host(arguments, bundle)
         if answer is None and arguments.get("state") == "released":
+            if not self._is_pipelining_enabled("new"):
+                raise AnsibleActionFail(
+                    "a release needs pipelining, which this connection does not have; see ansible.cfg"
+                )
             raise AnsibleActionFail(
                 "the engine on this host is not the one of this checkout; run playbooks/deploy.yml, which brings it"
             )
@@ -142,9 +147,13 @@ class ActionModule(ActionBase):
 
     def _ask_host(self, arguments: dict[str, Any], bundle: bytes) -> dict[str, Any] | None:
         """What the host's own engine answers: arguments are all that has to be sent. None where it is another one."""
+        # the same that lets Ansible hand a module over on standard input: not with su, not with a terminal
+        if not self._is_pipelining_enabled("new"):
+            return None
         asked = {"engine": engine_digest(), "check_mode": bool(self._task.check_mode), "arguments": arguments}
         sent = json.dumps(asked).encode() + b"\n" + bundle
-        return read_answer(self._low_level_execute_command(ENGINE, in_data=sent, sudoable=True)["stdout"])
+        done = self._low_level_execute_command(ENGINE, in_data=sent, sudoable=True)
+        return read_answer(done["stdout"], done["stderr"])
 
     # ------------------------------------------------------------------------------------------------------ release
 
@@ -157,7 +166,7 @@ class ActionModule(ActionBase):
         try:
             for _ in range(QUESTIONS):
                 plan = self._plan(arguments, known["target"], cache) if "target" in known else None
-                if plan and known.get("release") != plan.release_id:
+                if plan and plan.release_id not in known.get("releases", []):
                     kinds.add("release")
                 bundle, parts = self._archives(plan, kinds, cache)
                 want = {
@@ -167,10 +176,10 @@ class ActionModule(ActionBase):
                     "parts": parts,
                 }
                 answer = self._unlocked({**arguments, "bundle": want}, task_vars, bundle)
+                known["releases"] = answer.get("releases", [])
                 if answer.get("needs") == "target":
-                    known, kinds = {"target": answer["target"]}, set()
+                    known["target"], kinds = answer["target"], set()
                 elif answer.get("needs"):
-                    known.pop("release", None)
                     kinds.add(answer["needs"])
                 else:
                     break
@@ -179,7 +188,7 @@ class ActionModule(ActionBase):
         if answer.get("failed") or plan is None:
             return answer
         if not self._task.check_mode:
-            remember(cache, key, target=known["target"], release=plan.release_id)
+            remember(cache, key, **known)
         path = f"/srv/{arguments['name']}/releases/{plan.release_id}"
         return {**answer, "id": plan.release_id, "path": path, "version": plan.source.version}
 
@@ -194,10 +203,9 @@ class ActionModule(ActionBase):
         bundle, parts = b"", list[tuple[str, int, str]]()
         if plan and not self._task.check_mode:
             for kind in sorted(kinds):
-                archive = build_layer(plan, cache) if kind == "layer" else build_release(plan, cache)
-                content = archive.read_bytes()
                 # a layer is wheels, which are compressed already
-                content = content if kind == "layer" else lzma.compress(content)
+                archive = build_layer(plan, cache) if kind == "layer" else compressed(build_release(plan, cache))
+                content = archive.read_bytes()
                 bundle += content
                 parts.append((kind, len(content), hashlib.sha256(content).hexdigest()))
         return bundle, parts

@@ -52,7 +52,8 @@ class ActionModule(ActionBase):
             }
             if not self._task.check_mode:
                 facts = {name: probe[name] for name in ("python_version", "machine", "libc_version")}
-                remember(cache, host_key(Path(root).name, task_vars or {}), target=facts, release=plan.release_id)
+                has = sorted({*probe["releases"], plan.release_id})
+                remember(cache, host_key(Path(root).name, task_vars or {}), target=facts, releases=has)
             if plan.release_id in probe["releases"]:
                 return {**result, "changed": False}
             if self._task.check_mode:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import importlib.util
 import json
+import lzma
 import os
 import re
 import shutil
@@ -490,6 +491,16 @@ def build_release(plan: Plan, cache: Path) -> Path:
             _write_manifest(Path(scratch), plan)
             _pack(Path(scratch), archive)
         return archive
+
+
+def compressed(archive: Path) -> Path:
+    """The same archive for a slow way to the host, made once. Python's tarfile knows it by its first bytes."""
+    small = archive.with_suffix(".tar.xz")
+    if not small.exists():
+        with tempfile.NamedTemporaryFile(dir=archive.parent, delete=False) as partial:
+            partial.write(lzma.compress(archive.read_bytes()))
+        Path(partial.name).rename(small)
+    return small
 
 
 def _write_manifest(directory: Path, plan: Plan) -> None:

@@ -1,12 +1,14 @@
-"""What a controller remembers of hosts: their Python, which decides what is built, and the release they had last.
+"""What a controller remembers of hosts: their Python, which decides what is built, and the releases they have.
 
 It saves the question before the answer. A host that has changed since says so, and what it says is believed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ def _file(cache: Path, host: str) -> Path:
 
 
 def remembered(cache: Path, host: str) -> dict[str, Any]:
-    """What is known of a host: target (python_version, machine, libc_version) and release; empty if nothing is."""
+    """What is known of a host: target (python_version, machine, libc_version), releases; empty if nothing is."""
     try:
         known: dict[str, Any] = json.loads(_file(cache, host).read_text())
     except (OSError, ValueError):
@@ -25,12 +27,13 @@ def remembered(cache: Path, host: str) -> dict[str, Any]:
 
 
 def remember(cache: Path, host: str, **known: Any) -> None:
-    """Keep it for the next run."""
+    """Keep it for the next run; where that cannot be, the next run asks."""
     file = _file(cache, host)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(known))
-    partial.rename(file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as partial:
+            partial.write(json.dumps(known))
+        Path(partial.name).rename(file)
 
 
 def host_key(name: str, task_vars: dict[str, Any]) -> str:

@@ -86,6 +86,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib
+import io
 import json
 import os
 import re
@@ -95,10 +96,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 INTERVAL = 0.1  # seconds between two looks at something that is waited for
 PROMOTION = 15  # seconds a new gunicorn master may take to notice that the old one is gone; it looks once a second
@@ -114,6 +116,8 @@ ABOUT_RUNNING = re.compile(
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 WITNESSED = ("requests", "failed", "failures", "stalls", "longest_ms")  # of the witness's document, for the history
 INSTALLER = "bareforge_release.py"  # the engine's other file, beside this one
+ORPHAN_PATIENCE = 60  # seconds for a step that goes on without its run, as after Ctrl-C on the controller
+PIECE = 1 << 20  # bytes
 STARTED = "bareforge: started"  # what a controller reads before the answer: from then on it was the engine that ran
 ROUTINE = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] ")  # gunicorn: [time] [pid] [INFO] Worker exiting (pid: 7)
 # Alembic, Django and the reference service say so when there was something to do
@@ -1052,43 +1056,72 @@ def installer() -> Any:
     return importlib.import_module(Path(INSTALLER).stem)
 
 
-def bring(paths: Paths, given: dict[str, Any], bundle: bytes, check_mode: bool) -> dict[str, Any]:
+def bring(paths: Paths, given: dict[str, Any], sent: BinaryIO, check_mode: bool) -> dict[str, Any]:
     """The code-only path up to the switch: lock, install, stage with the configuration that serves, prove.
 
     given["bundle"]: id, layer, target (python_version, machine, libc_version) that the controller has planned for, and
-    parts (kind, size and SHA-256 of each archive in `bundle`; kinds layer and release). Returns needs (target, layer or
+    parts (kind, size and SHA-256 of each archive in `sent`; kinds layer and release). Returns needs (target, layer or
     release) where the controller has to send something else first, held and text where another run has the lock; else
-    changed, activation, pending, serving, and proven, which is false where a migration has to come first. Nothing
-    pending leaves no lock. Raises EngineError.
+    changed, activation, pending, serving, proven, which is false where a migration has to come first, locked, and
+    releases, the ids of those on this host. Raises EngineError.
     """
-    serving, want = serving_id(paths), given["bundle"]
-    try:
-        facts = installer().probe(paths.releases.parent, given["python"])
-        target = {name: facts[name] for name in ("python_version", "machine", "libc_version")}
-        if want["target"] != target:
-            return {"changed": False, "needs": "target", "target": target}
-        files = code_files(paths, serving, want["id"])
-        activation = activation_id(files)
-        there = want["id"] in facts["releases"]
-        pending = not there or not activation == serving == running_activation(paths)
-        pending = pending or (paths.state / "switch.json").exists()
-        result = {"changed": pending, "activation": activation, "pending": pending, "serving": True, "proven": False}
-        if not pending or check_mode:
+    serving_id(paths)
+    with contextlib.ExitStack() as stack:
+        if not check_mode:
+            held = take_lock(paths, given)
+            if held:
+                return {"changed": False, "held": held, "text": describe_lock(paths, held)}
+            stack.enter_context(alone(paths, "switch", ORPHAN_PATIENCE))
+            recover(paths)
+        try:
+            return _bring(paths, given, sent, check_mode)
+        except installer().ReleaseError as error:
+            raise EngineError(str(error)) from None
+
+
+def take_lock(paths: Paths, given: dict[str, Any]) -> dict[str, Any]:
+    """As acquire(). A code release goes no further than a run that may have changed the configuration of some hosts."""
+    left, held = read_json(paths.state / "lock.json"), holder(paths)
+    free = not held or held["id"] in (given["run"]["id"], given["steal"])
+    another = free and left and left["id"] != given["run"]["id"] and left["what"] != given["action"]
+    if another and given["action"] == "release":
+        raise EngineError(
+            f"the last {left['what']} of {paths.name} (by {left['owner']}) did not end on {os.uname().nodename}, so "
+            "hosts may have different configurations; run it again, it takes up where it ended, then release"
+        )
+    return acquire(paths, given["run"], given["action"], given["minutes"], given["steal"])
+
+
+def _bring(paths: Paths, given: dict[str, Any], sent: BinaryIO, check_mode: bool) -> dict[str, Any]:
+    want, root, serving = given["bundle"], paths.releases.parent, serving_id(paths)
+    facts = installer().probe(root, given["python"])
+    target = {name: facts[name] for name in ("python_version", "machine", "libc_version")}
+    if want["target"] != target:
+        return {"changed": False, "needs": "target", "target": target, "releases": facts["releases"]}
+    files = code_files(paths, serving, want["id"])
+    activation = activation_id(files)
+    there = want["id"] in facts["releases"]
+    if there:
+        installer().refuse_altered(paths.releases / want["id"])
+    pending = not there or not activation == serving == running_activation(paths)
+    result = {"changed": pending, "activation": activation, "pending": pending, "serving": True, "proven": False}
+    result |= {"locked": not check_mode, "releases": facts["releases"]}
+    if check_mode:
+        return result
+    if not pending:
+        # with what a dead run has switched this host goes along if another host fails
+        if read_json(paths.state / "lock.json").get("inherited"):
             return result
-        held = acquire(paths, given["run"], given["action"], given["minutes"], given["steal"])
-        if held:
-            return {"changed": False, "held": held, "text": describe_lock(paths, held)}
-        parts = received(want, bundle)
-        if not there and want["layer"] not in facts["layers"] and "layer" not in parts:
-            return {"changed": False, "needs": "layer"}
-        if not there and "release" not in parts:
-            return {"changed": False, "needs": "release"}
-        with alone(paths, "switch"):
-            if not there:
-                install(paths, given, parts)
-            return {**result, "proven": _stage_and_prove(paths, given, files, serving)}
-    except installer().ReleaseError as error:
-        raise EngineError(str(error)) from None
+        release_lock(paths, given["run"])
+        return {**result, "locked": False}
+    kinds = [kind for kind, _, _ in want["parts"]]
+    for kind, has in (("layer", want["layer"] in facts["layers"]), ("release", there)):
+        if not there and not has and kind not in kinds:
+            return {"changed": False, "needs": kind, "releases": facts["releases"]}
+    if not there:
+        install(paths, given, sent)
+    proven = _stage_and_prove(paths, given, files, serving)
+    return {**result, "proven": proven, "releases": sorted({*facts["releases"], want["id"]})}
 
 
 def code_files(paths: Paths, serving: str, release: str) -> dict[str, str]:
@@ -1098,30 +1131,36 @@ def code_files(paths: Paths, serving: str, release: str) -> dict[str, str]:
     return {**files, "activation.json": json.dumps(settings, indent=1, sort_keys=True) + "\n"}
 
 
-def received(want: dict[str, Any], bundle: bytes) -> dict[str, bytes]:
-    """The archives that a controller has sent, by kind, each whole. Raises EngineError."""
-    parts, at = {}, 0
+def receive(want: dict[str, Any], sent: BinaryIO, directory: Path) -> dict[str, str]:
+    """Put the archives that a controller sends into files, by kind, each whole. Raises EngineError."""
+    archives = {}
     for kind, size, expected in want["parts"]:
-        parts[kind] = bundle[at : at + size]
-        at += size
-        if hashlib.sha256(parts[kind]).hexdigest() != expected:
+        total, left = hashlib.sha256(), size
+        with (directory / f"{kind}.tar").open("wb") as archive:
+            # in pieces: a layer has the size of all dependencies, and this host serves
+            while left and (piece := sent.read(min(left, PIECE))):
+                total.update(piece)
+                archive.write(piece)
+                left -= len(piece)
+        if total.hexdigest() != expected:
             raise EngineError(
-                f"the {kind} of {want['id']} arrived damaged on {os.uname().nodename} ({len(parts[kind])} of {size} "
-                "bytes, SHA-256 differs); run again"
+                f"the {kind} of {want['id']} arrived damaged on {os.uname().nodename} ({size - left} of {size} bytes, "
+                "SHA-256 differs); run again"
             )
-    return parts
+        archives[kind] = archive.name
+    return archives
 
 
-def install(paths: Paths, given: dict[str, Any], parts: dict[str, bytes]) -> None:
-    """Put a release on this host from the archives that a controller has sent. Raises EngineError, ReleaseError."""
+def install(paths: Paths, given: dict[str, Any], sent: BinaryIO) -> None:
+    """Put a release on this host from the archives that a controller sends. Raises EngineError, ReleaseError."""
     want, root = given["bundle"], paths.releases.parent
-    with tempfile.TemporaryDirectory(dir=root) as scratch:
-        archives = {kind: Path(scratch) / f"{kind}.tar" for kind in parts}
-        for kind, archive in archives.items():
-            archive.write_bytes(parts[kind])
-        layer = str(archives["layer"]) if "layer" in archives else None
+    # what a run that was killed has left
+    for stale in root.glob(".received-*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".received-") as directory:
+        archives = receive(want, sent, Path(directory))
         installer().present(
-            root, given["python"], given["keep"], want["id"], want["layer"], layer, str(archives["release"])
+            root, given["python"], given["keep"], want["id"], want["layer"], archives.get("layer"), archives["release"]
         )
 
 
@@ -1424,10 +1463,13 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
     if check_mode:
         return {"changed": False}
     if state == "locked":
-        held = acquire(paths, run, given["action"], given["minutes"], given["steal"])
+        held = take_lock(paths, given)
         return {"changed": False, "held": held, "text": describe_lock(paths, held) if held else ""}
-    # a migration may take its hour
-    refuse_locked(paths, run, 75 if state == "migrated" else 0)
+    # a migration may take its hour; a host that has the release already may have given up its lock
+    minutes = 75 if state == "migrated" else 0
+    if minutes and not holder(paths):
+        acquire(paths, run, given["action"], minutes)
+    refuse_locked(paths, run, minutes)
     if state == "recorded":
         seen = {name: given["witness"].get(name) for name in WITNESSED}
         append_history(paths, {"run": run["id"], "witness": seen})
@@ -1469,28 +1511,45 @@ def _mutate(paths: Paths, given: dict[str, Any]) -> dict[str, Any]:
     return {**done, "secrets": secrets_directories(paths)}
 
 
-def answer(given: dict[str, Any], check_mode: bool, bundle: bytes = b"") -> dict[str, Any]:
-    """What the module returns; failed and msg where it is a refusal. bundle: the release's archive (released)."""
+def answer(given: dict[str, Any], check_mode: bool, sent: BinaryIO) -> dict[str, Any]:
+    """What the module returns; failed and msg where it is a refusal. sent: archives of a release (released)."""
     os.umask(0o022)
-    paths = Paths(given["name"])
     try:
+        paths = Paths(given["name"])
         if given["state"] == "released":
-            return bring(paths, given, bundle, check_mode)
+            return bring(paths, given, sent, check_mode)
         return module_state(paths, given, check_mode)
     except EngineError as error:
         return {"failed": True, "msg": str(error), "details": error.details}
     except subprocess.TimeoutExpired as error:
         message = f"{error.cmd[0]} did not end within {error.timeout:g} s on this host; run it again"
     except OSError as error:
-        message = f"{error.strerror} at {error.filename}; free space or correct the path and run again"
+        where = error.filename or paths.releases.parent
+        message = f"{error.strerror} at {where}; free space or correct the path and run again"
     return {"failed": True, "msg": message}
 
 
+TRUE = ("y", "yes", "on", "1", "true", "t")  # what Ansible takes for true
+CONVERT: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda value: str(value).lower() in TRUE,
+    "dict": dict,
+    "list": lambda value: list(map(str, value.split(",") if isinstance(value, str) else value)),
+}
+
+
 def complete_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with defaults, and numbers where numbers belong, as AnsibleModule would make them."""
-    numbers: dict[str, Callable[[Any], Any]] = {"int": int, "float": float}
-    values = {name: given.get(name, of.get("default")) for name, of in ARGUMENTS.items()}
-    return {name: numbers.get(ARGUMENTS[name]["type"], lambda same: same)(value) for name, value in values.items()}
+    """Arguments with defaults and of the types that AnsibleModule would make of them. Raises EngineError."""
+    complete = {}
+    for name, of in ARGUMENTS.items():
+        value = given.get(name, of.get("default"))
+        try:
+            complete[name] = CONVERT[of["type"]](value)
+        except (TypeError, ValueError):
+            raise EngineError(f"{name} is {value!r}, which is no {of['type']}; correct the variable") from None
+    return complete
 
 
 def digest() -> str:
@@ -1503,15 +1562,30 @@ def answer_controller() -> None:
     """`bareforge module`: what the Ansible module does, for a controller that has the very same engine.
 
     It need not send 150 kB of module for each step then. Standard input: one line of JSON (engine, check_mode,
-    arguments), then the release's archive, if any. Standard output: STARTED, then one line of JSON.
+    arguments), then the archives of a release, if any. Standard output: STARTED, then one line of JSON.
     """
-    asked = json.loads(sys.stdin.buffer.readline())
-    if asked["engine"] != digest():
-        print(json.dumps({"other_engine": True}))
-        return
-    print(STARTED, flush=True)
-    given = complete_arguments(asked["arguments"])
-    print(json.dumps(answer(given, asked["check_mode"], sys.stdin.buffer.read())))
+    sent = sys.stdin.buffer
+    asked = json.loads(sent.readline())
+    if asked["engine"] == digest():
+        print(STARTED, flush=True)
+        said = _answer_asked(asked, sent)
+    else:
+        said = {"other_engine": True}
+    # who sends must not find the door shut
+    while sent.read(PIECE):
+        pass
+    print(json.dumps(said))
+
+
+def _answer_asked(asked: dict[str, Any], sent: BinaryIO) -> dict[str, Any]:
+    try:
+        return answer(complete_arguments(asked["arguments"]), asked["check_mode"], sent)
+    except EngineError as error:
+        return {"failed": True, "msg": str(error)}
+    except Exception as error:
+        # as Ansible shows what a module did not expect
+        message = f"the engine failed: {type(error).__name__}: {error}; run again, and report it with what -v shows"
+        return {"failed": True, "msg": message, "exception": traceback.format_exc()}
 
 
 def main() -> None:
@@ -1532,7 +1606,7 @@ def main() -> None:
         argument_spec=ARGUMENTS,
         supports_check_mode=True,
     )
-    result = answer(module.params, module.check_mode)
+    result = answer(module.params, module.check_mode, io.BytesIO())
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**result)

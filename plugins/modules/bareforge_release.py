@@ -49,6 +49,7 @@ version: {description: Version of the source., type: str, returned: always}
 """
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
@@ -201,8 +202,36 @@ def install_release(root: Path, archive: Path, layer: str, python_version: str) 
             [str(venv / "bin/python"), "-m", "compileall", "-q", str(destination / "app")], "compiling the application"
         )
         facts = {key: manifest[key] for key in ("id", "version", "git_revision", "layer")}
+        facts["content"] = content(destination, [Path(wheel).name for wheel in wheels])
+        facts["wheels"] = [Path(wheel).name for wheel in wheels]
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         finish(destination / "release.json", {**facts, "python_version": python_version, "created": created})
+
+
+def content(release: Path, wheels: list[str]) -> str:
+    """SHA-256 of what is a release's own: its tree, and the installed files of its wheels, without byte code."""
+    files = [item for item in (release / "app").rglob("*") if item.is_file()]
+    for wheel in wheels:
+        distribution = "-".join(wheel.split("-")[:2])
+        for record in (release / "venv/lib").glob(f"python*/site-packages/{distribution}.dist-info/RECORD"):
+            with record.open(newline="") as lines:
+                files += [record.parents[1] / row[0] for row in csv.reader(lines)]
+    total = hashlib.sha256()
+    for item in sorted({Path(os.path.normpath(item)) for item in files if item.suffix != ".pyc"}):
+        read = item.read_bytes() if item.is_file() else b"gone"
+        total.update(f"{item.relative_to(release)}\0{hashlib.sha256(read).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def refuse_altered(release: Path) -> None:
+    """Raise ReleaseError where an installed release is not as it was installed: its id would say what is not so."""
+    facts = json.loads((release / "release.json").read_text())
+    # releases of an earlier version of this file did not say
+    if "content" in facts and content(release, facts["wheels"]) != facts["content"]:
+        raise ReleaseError(
+            f"release {release.name} on {os.uname().nodename} is not as it was installed (SHA-256 differs); see who "
+            f"changes {release}, then remove it, or where it serves, deploy another release first, and run again"
+        )
 
 
 def link_environment(base: Path, venv: Path) -> None:
@@ -284,6 +313,9 @@ def present(
     """Install what is missing; returns changed, id, path and the names of pruned releases."""
     os.umask(0o022)
     with _locked(root):
+        # what a run that was killed has left
+        for stale in root.glob("tmp*"):
+            shutil.rmtree(stale)
         facts = probe(root, python)
         if layer_archive and layer not in facts["layers"]:
             install_layer(root, Path(layer_archive), python, layer)

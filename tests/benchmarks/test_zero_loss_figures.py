@@ -276,13 +276,13 @@ def test_the_recap_says_what_changed() -> None:
 
 def test_points_are_every_nth_boundary_and_the_inside_of_the_switch() -> None:
     tasks = ["a : lock", "a : stage", "a : Switch", "a : publish", "a : Switch", "a : unlock"]
-    assert plan_points(tasks, 1, ("Switch",), ()) == [Point(n, 0, name) for n, name in enumerate(tasks, 1)]
-    assert [(point.task, point.after) for point in plan_points(tasks, 4, ("Switch",), (0.5, 3))] == [
+    assert plan_points(tasks, 1, {}) == [Point(n, 0, name) for n, name in enumerate(tasks, 1)]
+    assert [(point.task, point.after) for point in plan_points(tasks, 4, {"Switch": (0.5, 3)})] == [
         (1, 0), (5, 0), (3, 0.5), (3, 3), (5, 0.5), (5, 3),
     ]  # fmt: skip
     # a host is after 2, which has changed none, as it was before it
-    assert [point.task for point in plan_points(tasks, 1, ("Switch",), (), {2, 5})] == [1, 2, 4, 5]
-    assert [point.task for point in plan_points(tasks, 2, ("Switch",), (), {2})] == [1, 4, 6]
+    assert [point.task for point in plan_points(tasks, 1, {}, {2, 5})] == [1, 2, 4, 5]
+    assert [point.task for point in plan_points(tasks, 2, {}, {2})] == [1, 4, 6]
 
 
 # ------------------------------------------------------------------------------------------------------------- output

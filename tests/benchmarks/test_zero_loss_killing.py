@@ -58,7 +58,7 @@ def test_a_run_to_its_end_names_its_tasks(runner: Runner, tmp_path: Path) -> Non
 
 def test_a_run_that_is_killed_at_a_boundary_has_done_what_is_before_it(runner: Runner, tmp_path: Path) -> None:
     traces = tmp_path / "traces"
-    for point in plan_points(["Leave a trace", "Take a minute"], 1, (), ()):
+    for point in plan_points(["Leave a trace", "Take a minute"], 1, {}):
         run = runner.run(tmp_path / "play.yml", point=point, traces=str(traces), seconds=60, refuse=False)
         assert run.killed
         assert len(run.tasks) == point.task

@@ -229,6 +229,8 @@ def test_a_release_that_serves_already_is_one_question(fleet: Fleet) -> None:
     (fleet.directory / "idle app2").touch()
     done = fleet.run("release.yml", 2, {})
     assert (done.status, sorted(done.calls)) == (0, ["app1 released", "app2 released"])
+    waited = fleet.run("release.yml", 2, {}, "-e", "deploy_wait=5")
+    assert (waited.status, waited.locked) == (0, set())
 
 
 def test_hosts_that_have_the_release_are_not_in_the_way_of_one_that_has_not(fleet: Fleet) -> None:

@@ -153,3 +153,28 @@ def test_pruning_spares_the_current_and_the_wanted_release_and_their_layers(tmp_
     assert [item.name for item in complete(tmp_path / "releases", "release.json")] == ["r0", "r4"]
     assert [item.name for item in complete(tmp_path / "layers", "layer.json")] == ["l0", "l2"]
     assert prune(tmp_path, 2, "r4") == []
+
+
+def test_a_release_that_somebody_changed_is_not_taken_for_what_its_id_says(
+    tmp_path: Path, plan: Plan, cache: Path
+) -> None:
+    release = install(tmp_path, plan, cache)
+    bareforge_release.refuse_altered(release)
+    package = next((release / "venv/lib").glob("python*/site-packages/bareforge_agent"))
+    # byte code comes and goes
+    for file in package.rglob("*.pyc"):
+        file.unlink()
+    bareforge_release.refuse_altered(release)
+    for file in (release / "app/main.py", package / "__init__.py"):
+        before = file.read_text()
+        file.write_text(f"{before}\nimport os\n")
+        with pytest.raises(ReleaseError) as refused:
+            bareforge_release.refuse_altered(release)
+        assert str(refused.value) == (
+            f"release {release.name} on {os.uname().nodename} is not as it was installed (SHA-256 differs); see who "
+            f"changes {release}, then remove it, or where it serves, deploy another release first, and run again"
+        )
+        file.write_text(before)
+    (package / "__init__.py").unlink()
+    with pytest.raises(ReleaseError, match="is not as it was installed"):
+        bareforge_release.refuse_altered(release)

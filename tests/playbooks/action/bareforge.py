@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
         idle = (fleet / f"idle {host}").exists()
         if asked == "locked" or (asked == "released" and not idle):
             (fleet / f"lock {host}").touch()
-        if asked == "unlocked":
+        if asked == "unlocked" or (asked == "released" and idle):
             (fleet / f"lock {host}").unlink(missing_ok=True)
         if fault == f"{asked}:lost afterwards":
             gone.touch()
@@ -51,6 +51,7 @@ class ActionModule(ActionBase):
         if asked == "released":
             idle, unproven = ((fleet / f"{word} {host}").exists() for word in ("idle", "unproven"))
             answer |= {"activation": "a", "pending": not idle, "serving": True, "proven": not unproven}
+            answer["locked"] = not idle and not self._task.check_mode
         if asked == "activated":
             answer |= {"activation": "a", "secrets": []}
         return answer
