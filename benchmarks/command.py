@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from witness.plan import PlanError
 # What a section may end with when the lab does not do what was asked.
 TROUBLE = (FleetError, PlanError, ValueError, KeyError, OSError, subprocess.SubprocessError)
 
-Section = Callable[[Session], list[Row]]
+Section = Callable[[Session], Iterable[Row]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,7 @@ class Subject:
     deployed: Callable[[int, bool], dict[str, Any]]
 
 
-def sweep(session: Session) -> list[Row]:
+def sweep(session: Session) -> Iterator[Row]:
     """deploy.yml and release.yml to another release at each point, and rollback.yml from variant two to one."""
 
     def bring(playbook: str) -> Subject:
@@ -99,7 +99,8 @@ def sweep(session: Session) -> list[Row]:
         return Subject(playbook, release, lambda: None, new="", deployed=release)
 
     session.serve("one")
-    rows = [_sweep(session, bring("deploy.yml")), _sweep(session, bring("release.yml"))]
+    yield _sweep(session, bring("deploy.yml"))
+    yield _sweep(session, bring("release.yml"))
     session.ensure("one", "two")
     one = session.releases["one"]
     rollback = Subject(
@@ -110,11 +111,13 @@ def sweep(session: Session) -> list[Row]:
         new=one,
         deployed=lambda *_: session.variables("one", asgi_app_soak=0),
     )
-    return [*rows, _sweep(session, rollback)]
+    yield _sweep(session, rollback)
 
 
 def _sweep(session: Session, subject: Subject) -> Row:
     runner = Runner(session.fleet, session.directory)
+    # that of a run whose rerun has failed
+    session.ssh_all(f"bareforge unlock {session.fleet.name}")
     subject.before()
     session.say(f"kill sweep: counting the tasks of {subject.playbook}")
     whole = runner.good(PLAYBOOKS / subject.playbook, **subject.variables(0, True))

@@ -497,9 +497,13 @@ def compressed(archive: Path) -> Path:
     """The same archive for a slow way to the host, made once. Python's tarfile knows it by its first bytes."""
     small = archive.with_suffix(".tar.xz")
     if not small.exists():
-        with tempfile.NamedTemporaryFile(dir=archive.parent, delete=False) as partial:
-            partial.write(lzma.compress(archive.read_bytes()))
-        Path(partial.name).rename(small)
+        with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+            partial = Path(scratch) / small.name
+            with partial.open("wb") as handle:
+                handle.write(lzma.compress(archive.read_bytes()))
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.rename(small)
     return small
 
 

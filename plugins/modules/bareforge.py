@@ -63,6 +63,10 @@ options:
   python: {description: Interpreter of the host (released)., type: str, default: /usr/bin/python3}
   cache: {description: Bundle cache on the controller (released)., type: str, default: ~/.cache/bareforge}
   bundle: {description: What the controller has planned (released)., type: dict, default: {}}
+  unfinished:
+    description: Whether the run ends before it has switched anything; what a dead run has left stays known (unlocked).
+    type: bool
+    default: false
 author: [Bareforge contributors]
 """
 
@@ -151,6 +155,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "python": {"type": "str", "default": "/usr/bin/python3"},
     "cache": {"type": "str", "default": "~/.cache/bareforge"},
     "bundle": {"type": "dict", "default": {}},
+    "unfinished": {"type": "bool", "default": False},
 }
 """What the module takes, in Ansible's own form; the command `bareforge module` reads it too."""
 
@@ -1154,9 +1159,8 @@ def receive(want: dict[str, Any], sent: BinaryIO, directory: Path) -> dict[str, 
 def install(paths: Paths, given: dict[str, Any], sent: BinaryIO) -> None:
     """Put a release on this host from the archives that a controller sends. Raises EngineError, ReleaseError."""
     want, root = given["bundle"], paths.releases.parent
-    # what a run that was killed has left
-    for stale in root.glob(".received-*"):
-        shutil.rmtree(stale)
+    # what it takes may be what the archives need
+    installer().clear(root, "tmp*", ".received-*")
     with tempfile.TemporaryDirectory(dir=root, prefix=".received-") as directory:
         archives = receive(want, sent, Path(directory))
         installer().present(
@@ -1251,13 +1255,19 @@ def family(paths: Paths, run: dict[str, Any]) -> set[str]:
     return {run.get("id", ""), *inherited} - {""}
 
 
-def release_lock(paths: Paths, run: dict[str, Any] | None) -> bool:
-    """Give the lock up, or with no run take it from whoever holds it; whether there was one."""
+def release_lock(paths: Paths, run: dict[str, Any] | None, unfinished: bool = False) -> bool:
+    """Give the lock up, or with no run take it from whoever holds it; whether there was one.
+
+    unfinished: the run has not finished what dead runs before it had begun, so that the next one still has to know.
+    """
     with alone(paths, "lock", LOCK_PATIENCE):
         held = read_json(paths.state / "lock.json")
         if not held or (run is not None and held["id"] != run.get("id")):
             return False
-        (paths.state / "lock.json").unlink()
+        if unfinished and held.get("inherited"):
+            write_json(paths.state / "lock.json", {**held, "expires": 0})
+        else:
+            (paths.state / "lock.json").unlink()
     return True
 
 
@@ -1451,7 +1461,8 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
         entries = read_history(paths)
         return {"changed": False, "entries": entries, "lines": describe_history(entries)}
     if state == "unlocked":
-        return {"changed": not check_mode and release_lock(paths, None if given["steal"] == "*" else run)}
+        unlocked = None if given["steal"] == "*" else run
+        return {"changed": not check_mode and release_lock(paths, unlocked, unfinished=given["unfinished"])}
     if state == "staged":
         return _staged(paths, given, check_mode)
     if state == "activated" and check_mode:
@@ -1465,15 +1476,17 @@ def module_state(paths: Paths, given: dict[str, Any], check_mode: bool) -> dict[
     if state == "locked":
         held = take_lock(paths, given)
         return {"changed": False, "held": held, "text": describe_lock(paths, held) if held else ""}
-    # a migration may take its hour; a host that has the release already may have given up its lock
-    minutes = 75 if state == "migrated" else 0
-    if minutes and not holder(paths):
-        acquire(paths, run, given["action"], minutes)
-    refuse_locked(paths, run, minutes)
     if state == "recorded":
         seen = {name: given["witness"].get(name) for name in WITNESSED}
         append_history(paths, {"run": run["id"], "witness": seen})
         return {"changed": False}
+    if state == "reverted" and read_json(paths.state / "state.json").get("run") not in family(paths, run):
+        held = holder(paths)
+        if held and held["id"] != run.get("id"):
+            # a host that had nothing to switch, on which the next run has begun
+            return {"changed": False, "activation": "", "previous": "", "method": "none"}
+    # a migration may take its hour
+    refuse_locked(paths, run, 75 if state == "migrated" else 0)
     with alone(paths, "switch"):
         return _mutate(paths, given)
 
@@ -1531,7 +1544,7 @@ def answer(given: dict[str, Any], check_mode: bool, sent: BinaryIO) -> dict[str,
 
 TRUE = ("y", "yes", "on", "1", "true", "t")  # what Ansible takes for true
 CONVERT: dict[str, Callable[[Any], Any]] = {
-    "str": str,
+    "str": lambda value: "" if value is None else str(value),
     "int": int,
     "float": float,
     "bool": lambda value: str(value).lower() in TRUE,

@@ -53,6 +53,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import lzma
 import os
 import platform
 import shutil
@@ -113,12 +114,10 @@ def _fits(release: Path, python_version: str) -> bool:
 
 def unpack(archive: Path, into: Path) -> dict[str, Any]:
     """Unpack a bundle and check every file against its manifest; returns the manifest."""
-    with tarfile.open(archive) as tar:
-        for member in tar.getmembers():
-            # Debian 12's Python has no extraction filters
-            if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
-                raise ReleaseError(f"{member.name!r} does not belong into a bundle; delete the controller's cache")
-        tar.extractall(into)  # noqa: S202
+    try:
+        _unpack(archive, into)
+    except (tarfile.TarError, lzma.LZMAError, EOFError):
+        raise ReleaseError("the bundle is no whole archive; delete the controller's cache and run again") from None
     manifest: dict[str, Any] = json.loads((into / "manifest.json").read_text())
     for name, expected in manifest["files"].items():
         if hashlib.sha256((into / name).read_bytes()).hexdigest() != expected:
@@ -126,6 +125,15 @@ def unpack(archive: Path, into: Path) -> dict[str, Any]:
                 f"{name} in the bundle is damaged (SHA-256 differs); delete the controller's cache and run again"
             )
     return manifest
+
+
+def _unpack(archive: Path, into: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            # Debian 12's Python has no extraction filters
+            if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
+                raise ReleaseError(f"{member.name!r} does not belong into a bundle; delete the controller's cache")
+        tar.extractall(into)  # noqa: S202
 
 
 def refuse_without_room(root: Path, bundle: Path) -> None:
@@ -307,15 +315,27 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
+def clear(root: Path, *scratch: str) -> None:
+    """Remove what installations that were killed have left: scratch directories by pattern, and what is not whole."""
+    with _locked(root):
+        _clear(root, *scratch)
+
+
+def _clear(root: Path, *scratch: str) -> None:
+    stale = [item for pattern in scratch for item in root.glob(pattern)]
+    for directory, marker in (("releases", "release.json"), ("layers", "layer.json")):
+        stale += [item for item in root.glob(f"{directory}/*") if not (item / marker).is_file()]
+    for item in stale:
+        shutil.rmtree(item)
+
+
 def present(
     root: Path, python: str, keep: int, release_id: str, layer: str, layer_archive: str | None, release_archive: str
 ) -> dict[str, Any]:
     """Install what is missing; returns changed, id, path and the names of pruned releases."""
     os.umask(0o022)
     with _locked(root):
-        # what a run that was killed has left
-        for stale in root.glob("tmp*"):
-            shutil.rmtree(stale)
+        _clear(root, "tmp*")
         facts = probe(root, python)
         if layer_archive and layer not in facts["layers"]:
             install_layer(root, Path(layer_archive), python, layer)

@@ -77,6 +77,26 @@ def test_what_a_dead_run_has_switched_stays_locked_so_that_it_can_be_taken_back(
     assert bareforge.family(serving.paths, RUN) == {"r", "dead"}
 
 
+def test_a_run_that_gives_up_leaves_what_a_dead_run_had_begun_to_the_next(serving: Host) -> None:
+    bareforge.acquire(serving.paths, {"id": "dead", "owner": "bob@ci"}, "release", 30)
+    bareforge.acquire(serving.paths, {"id": "second", "owner": "bob@ci"}, "release", 30, steal="dead")
+    given = {**asked("r1"), "state": "unlocked", "run": {"id": "second"}}
+    assert bareforge.module_state(serving.paths, {**given, "unfinished": True}, check_mode=False)["changed"]
+    # it is in nobody's way
+    assert holder(serving.paths) == {}
+    assert bring(serving.paths, asked("r1"), io.BytesIO(), check_mode=False)["locked"]
+    assert bareforge.family(serving.paths, RUN) == {"r", "second", "dead"}
+    bareforge.module_state(serving.paths, {**given, "run": RUN}, check_mode=False)
+    assert not bring(serving.paths, asked("r1"), io.BytesIO(), check_mode=False)["locked"]
+
+
+def test_a_host_on_which_the_next_run_has_begun_has_nothing_to_take_back(serving: Host) -> None:
+    bareforge.acquire(serving.paths, {"id": "next", "owner": "bob@ci"}, "release", 30)
+    given = {**asked("r1"), "state": "reverted"}
+    assert bareforge.module_state(serving.paths, given, check_mode=False)["method"] == "none"
+    assert holder(serving.paths)["id"] == "next"
+
+
 def reached(host: Host, given: dict[str, Any]) -> dict[str, Any]:
     if given["state"] == "released":
         return bring(host.paths, given, io.BytesIO(), check_mode=False)
@@ -221,6 +241,7 @@ def test_what_a_login_shell_prints_before_is_passed_over() -> None:
         ("command", ["shop.migrate", "--timeout", 300], ["shop.migrate", "--timeout", "300"]),
         ("command", "shop.migrate", ["shop.migrate"]),
         ("release", 1.2, "1.2"),
+        ("release", None, ""),
     ],
 )
 def test_arguments_are_what_ansible_would_make_of_them(name: str, value: Any, meant: Any) -> None:

@@ -240,12 +240,32 @@ def test_hosts_that_have_the_release_are_not_in_the_way_of_one_that_has_not(flee
     assert "app1 activated" not in done.calls
 
 
-def test_a_migration_comes_once_and_before_the_proof(fleet: Fleet) -> None:
+def test_what_a_dead_run_has_switched_is_unlocked_at_the_end(fleet: Fleet) -> None:
     for host in ("app1", "app2"):
+        (fleet.directory / f"idle {host}").touch()
+    (fleet.directory / "inherited app1").touch()
+    done = fleet.run("release.yml", 2, {})
+    assert "app1 unlocked" in done.calls
+    assert (done.status, done.locked) == (0, set())
+
+
+@pytest.mark.parametrize("playbook", ["deploy.yml", "release.yml"])
+def test_a_run_that_gives_up_keeps_what_a_dead_run_has_left(playbook: str, fleet: Fleet) -> None:
+    """Or the run after it would not know which hosts to take back."""
+    done = fleet.run(playbook, 2, {"app2": "staged" if playbook == "deploy.yml" else "released"})
+    assert {"app1 unlocked unfinished", "app2 unlocked unfinished"} <= set(done.calls)
+    ended = fleet.run(playbook, 2, {})
+    assert {"app1 unlocked", "app2 unlocked"} <= set(ended.calls)
+
+
+def test_a_migration_comes_once_and_before_the_proof(fleet: Fleet) -> None:
+    """On the first host that has something to switch, and with it the lock."""
+    for host in ("app2", "app3"):
         (fleet.directory / f"unproven {host}").touch()
+    (fleet.directory / "idle app1").touch()
     migrate = fleet.directory / "roles/asgi_app/tasks/migrate.yml"
     migrate.write_text("- name: Migrate\n  bareforge: {name: forge, state: migrated}\n")
-    done = fleet.run("release.yml", 2, {}, "-e", "deploy_batches=1")
-    assert done.calls[2] == "app1 migrated"
-    assert set(done.calls[3:5]) == {"app1 proven", "app2 proven"}
-    assert done.new == {"app1", "app2"}
+    done = fleet.run("release.yml", 3, {}, "-e", "deploy_batches=1")
+    assert done.calls[3] == "app2 migrated"
+    assert set(done.calls[4:6]) == {"app2 proven", "app3 proven"}
+    assert done.new == {"app2", "app3"}

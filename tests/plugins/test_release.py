@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils.bareforge_bundle import Plan, Target, build_layer, build_release, make_plan
+from plugins.module_utils.bareforge_bundle import Plan, Target, build_layer, build_release, compressed, make_plan
 from plugins.modules import bareforge_release
 from plugins.modules.bareforge_release import ReleaseError, complete, present, probe, prune
 
@@ -178,3 +178,28 @@ def test_a_release_that_somebody_changed_is_not_taken_for_what_its_id_says(
     (package / "__init__.py").unlink()
     with pytest.raises(ReleaseError, match="is not as it was installed"):
         bareforge_release.refuse_altered(release)
+
+
+def test_what_killed_installations_left_is_cleared_and_what_is_whole_stays(
+    tmp_path: Path, plan: Plan, cache: Path
+) -> None:
+    release = install(tmp_path, plan, cache)
+    half = [tmp_path / "releases/half", tmp_path / "layers/half", tmp_path / "tmpx", tmp_path / ".received-x"]
+    for directory in half:
+        (directory / "deep").mkdir(parents=True)
+    bareforge_release.clear(tmp_path, "tmp*", ".received-*")
+    assert not any(directory.exists() for directory in half)
+    assert (release / "release.json").is_file()
+    assert probe(tmp_path, sys.executable)["layers"] == [plan.layer]
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_torn_archive_of_the_cache_is_named_so(tmp_path: Path, plan: Plan, cache: Path, kept: int) -> None:
+    small = compressed(build_release(plan, cache))
+    torn = tmp_path / "torn.tar"
+    torn.write_bytes(small.read_bytes()[:kept])
+    said = "^the bundle is no whole archive; delete the controller's cache and run again$"
+    with pytest.raises(ReleaseError, match=said):
+        bareforge_release.unpack(torn, tmp_path / "into")
+    unpacked = bareforge_release.unpack(small, tmp_path / "whole")
+    assert unpacked["id"] == plan.release_id

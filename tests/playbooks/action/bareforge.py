@@ -30,15 +30,17 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return self._answer(asked, host, fleet)
         with (fleet / "calls").open("a") as calls:
-            calls.write(f"{host} {asked}\n")
+            unfinished = " unfinished" if self._task.args.get("unfinished") else ""
+            calls.write(f"{host} {asked}{unfinished}\n")
         if asked == "activated":
             (fleet / f"serving {host}").write_text("new")
         if asked == "reverted":
             (fleet / f"serving {host}").write_text("old")
         idle = (fleet / f"idle {host}").exists()
-        if asked == "locked" or (asked == "released" and not idle):
+        kept = not idle or (fleet / f"inherited {host}").exists()
+        if asked == "locked" or (asked == "released" and kept):
             (fleet / f"lock {host}").touch()
-        if asked == "unlocked" or (asked == "released" and idle):
+        if asked == "unlocked" or (asked == "released" and not kept):
             (fleet / f"lock {host}").unlink(missing_ok=True)
         if fault == f"{asked}:lost afterwards":
             gone.touch()
@@ -51,7 +53,8 @@ class ActionModule(ActionBase):
         if asked == "released":
             idle, unproven = ((fleet / f"{word} {host}").exists() for word in ("idle", "unproven"))
             answer |= {"activation": "a", "pending": not idle, "serving": True, "proven": not unproven}
-            answer["locked"] = not idle and not self._task.check_mode
+            inherited = (fleet / f"inherited {host}").exists()
+            answer["locked"] = (not idle or inherited) and not self._task.check_mode
         if asked == "activated":
             answer |= {"activation": "a", "secrets": []}
         return answer
