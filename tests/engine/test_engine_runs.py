@@ -152,7 +152,7 @@ def test_the_lock_of_another_machine_is_refused_and_kept_until_somebody_takes_it
     held = {**identity(1), "id": "0123456789ab", "owner": "bob@desk", "machine": "another", "what": "deploy"}
     held |= {"acquired": now - 100, "expires": now + 1000, "minutes": 30}
     write_json(machine.state / "lock.json", held)
-    step = {"name": "step", "bareforge": {"name": machine.name, "state": "recorded", "witness": {}}}
+    step = {"name": "step", "bareforge": {"name": machine.name, "state": "planned"}}
     refused = [{**task, "ignore_errors": True} for task in (lock(machine), step)]
     run = ansible.tasks([*refused, unlock(machine)])
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 100))
