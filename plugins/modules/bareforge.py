@@ -693,8 +693,17 @@ def migrate(paths: Paths, activation: str, module: list[str]) -> bool:
     return bool(MIGRATED.search(done.stdout + done.stderr))
 
 
+def declares_schema(release: Path) -> bool:
+    """Whether a distribution of the release has entry points of the group that tells of the database."""
+    files = release.glob("venv/lib/python*/site-packages/*.dist-info/entry_points.txt")
+    return any("[bareforge]" in file.read_text().splitlines() for file in files)
+
+
 def schema_head(paths: Paths, activation: str) -> str:
     """The migration revision that the activation's code expects, empty if it declares none."""
+    # asking takes a start of Python in the sandbox
+    if not declares_schema(paths.releases / settings_of(paths, activation)["release"]):
+        return ""
     done = sandboxed(paths, activation, runtime_command(paths, activation, "schema"), "schema", 60)
     if done.returncode:
         raise EngineError(last_line(done.stderr), done.stderr.splitlines()[:-1])

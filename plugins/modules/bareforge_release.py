@@ -180,7 +180,10 @@ def install_layer(root: Path, archive: Path, python: str, layer: str) -> None:
         command += ["install", "--quiet", "--no-cache-dir", "--no-index", "--no-deps", "--require-hashes"]
         command += ["--find-links", str(bundle / "wheels"), "-r", str(bundle / "lock.txt")]
         _run(command, "installing the locked dependencies")
-        shutil.copy(next(bundle.glob("pip-*.whl")), destination)
+        # unpacked and compiled once: from its wheel, pip is compiled at each start, which takes longer than its work
+        with zipfile.ZipFile(next(bundle.glob("pip-*.whl"))) as packed:
+            packed.extractall(destination / "pip")  # noqa: S202 (its hash was checked)
+        _run([str(destination / "bin/python"), "-m", "compileall", "-q", str(destination / "pip")], "compiling pip")
         finish(destination / "layer.json", {"layer": layer, "python_version": manifest["python_version"]})
 
 
@@ -196,24 +199,50 @@ def install_release(root: Path, archive: Path, layer: str, python_version: str) 
         base, venv = root / "layers" / layer, destination / "venv"
         link_environment(base, venv)
         wheels = sorted(str(item) for item in (bundle / "wheels").glob("*.whl"))
-        pip = next(base.glob("pip-*.whl")) / "pip"
+        pip = _pip_of(base)
         # by the environment's own interpreter: with --python, pip would start twice
         run_pip = [str(venv / "bin/python"), "-I", str(pip), "--disable-pip-version-check"]
         if wheels:
             install = ["install", "--quiet", "--no-cache-dir", "--no-index", "--no-deps", *wheels]
             _run(run_pip + install, "installing the application")
-        _run(
-            [*run_pip, "check"], "checking the dependencies (the lock may be older than the application: scripts/lock)"
-        )
+        requires = requirements([Path(wheel) for wheel in wheels])
+        if not _is_checked(root, layer, requires):
+            _run(
+                [*run_pip, "check"],
+                "checking the dependencies (the lock may be older than the application: scripts/lock)",
+            )
         shutil.copytree(bundle / "app", destination / "app")
         _run(
             [str(venv / "bin/python"), "-m", "compileall", "-q", str(destination / "app")], "compiling the application"
         )
         facts = {key: manifest[key] for key in ("id", "version", "git_revision", "layer")}
         facts["content"] = content(destination, [Path(wheel).name for wheel in wheels])
-        facts["wheels"] = [Path(wheel).name for wheel in wheels]
+        facts |= {"wheels": [Path(wheel).name for wheel in wheels], "requires": requires}
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         finish(destination / "release.json", {**facts, "python_version": python_version, "created": created})
+
+
+def _pip_of(layer: Path) -> Path:
+    """What to start as pip; layers of an earlier version of this file keep its wheel."""
+    unpacked = layer / "pip/pip"
+    return unpacked if unpacked.is_dir() else next(layer.glob("pip-*.whl")) / "pip"
+
+
+def requirements(wheels: list[Path]) -> str:
+    """SHA-256 of what these wheels are and require: with one layer, all that `pip check` judges by."""
+    total = hashlib.sha256()
+    for wheel in sorted(wheels):
+        with zipfile.ZipFile(wheel) as packed:
+            name = next(item for item in packed.namelist() if item.endswith(".dist-info/METADATA"))
+            lines = packed.read(name).decode().partition("\n\n")[0].splitlines()
+        total.update("\n".join(line for line in lines if line.startswith(("Name:", "Version:", "Requires-"))).encode())
+    return total.hexdigest()
+
+
+def _is_checked(root: Path, layer: str, requires: str) -> bool:
+    """Whether a release with this layer and these requirements has passed the check on this host."""
+    releases = [json.loads((item / "release.json").read_text()) for item in complete(root / "releases", "release.json")]
+    return any((facts["layer"], facts.get("requires")) == (layer, requires) for facts in releases)
 
 
 def content(release: Path, wheels: list[str]) -> str:

@@ -185,3 +185,26 @@ def test_a_candidate_stands_back_behind_what_serves_and_a_migration_with_its_loc
     candidate, migration = (command for command in asked if command[0] == "systemd-run")
     assert "--nice=10" in candidate
     assert "--nice=10" not in migration
+
+
+def test_a_release_is_asked_for_its_revision_only_where_it_declares_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activation = host.activation("r1")
+    asked: list[str] = []
+
+    def answer(_paths: Any, _activation: str, _command: list[str], purpose: str, _timeout: float) -> Any:
+        asked.append(purpose)
+        return subprocess.CompletedProcess([], 0, "0002\n", "")
+
+    monkeypatch.setattr(bareforge, "sandboxed", answer)
+    packages = host.paths.releases / "r1/venv/lib/python3.11/site-packages"
+    for name, text in (("other", "[console_scripts]\nshop = shop:main\n"), ("none", "")):
+        (packages / f"{name}-1.dist-info").mkdir(parents=True)
+        (packages / f"{name}-1.dist-info/entry_points.txt").write_text(text)
+    assert bareforge.schema_head(host.paths, activation) == ""
+    assert asked == []
+    (packages / "shop-1.dist-info").mkdir()
+    (packages / "shop-1.dist-info/entry_points.txt").write_text("[bareforge]\nschema-head = shop:head\n")
+    assert bareforge.schema_head(host.paths, activation) == "0002"
+    assert asked == ["schema"]

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,66 @@ def test_what_fails_half_way_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "layers", "releases"]
     assert [*(tmp_path / "releases").iterdir()] == []
     assert probe(tmp_path, sys.executable)["layers"] == [plan.layer]
+    assert install(tmp_path, plan, cache).is_dir()
+
+
+def asked_to_check(root: Path, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Install; whether pip was asked to check the dependencies."""
+    run, asked = bareforge_release._run, []
+
+    def note(command: list[str], doing: str) -> None:
+        asked.append(command[-1])
+        run(command, doing)
+
+    with monkeypatch.context() as noting:
+        noting.setattr(bareforge_release, "_run", note)
+        install(root, plan, cache)
+    return "check" in asked
+
+
+def test_dependencies_are_checked_once_for_each_layer_and_requirements(
+    tmp_path: Path, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked_to_check(tmp_path, plan, cache, monkeypatch)
+    tree = tmp_path / "next"
+    tree.mkdir()
+    (tree / "main.py").write_text("import hvac, json\n")
+    (tree / "requirements.lock").write_text((ROOT / "agent/requirements.lock").read_text())
+    following = make_plan(str(tree), "requirements.lock", [str(ROOT / "agent")], plan.target, cache, server=False)
+    assert (following.layer, following.release_id != plan.release_id) == (plan.layer, True)
+    assert not asked_to_check(tmp_path, following, cache, monkeypatch)
+    # of a release that is not whole nobody knows whether it has passed
+    for release in (tmp_path / "releases").iterdir():
+        (release / "release.json").unlink()
+    assert asked_to_check(tmp_path, following, cache, monkeypatch)
+
+
+def test_what_the_lock_lacks_is_refused_although_another_release_has_passed(
+    tmp_path: Path, plan: Plan, cache: Path
+) -> None:
+    install(tmp_path, plan, cache)
+    tree = tmp_path / "next"
+    tree.mkdir()
+    (tree / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "next"\nversion = "1"\ndependencies = ["flask"]\n[tool.setuptools]\npy-modules = []\n'
+    )
+    (tree / "requirements.lock").write_text((ROOT / "agent/requirements.lock").read_text())
+    following = make_plan(str(tree), "requirements.lock", [str(ROOT / "agent")], plan.target, cache, server=False)
+    assert following.layer == plan.layer
+    with pytest.raises(ReleaseError, match=r"checking the dependencies .* failed: next 1 requires flask, which is not"):
+        install(tmp_path, following, cache)
+
+
+def test_a_layer_of_an_earlier_version_is_used_with_its_wheel_of_pip(tmp_path: Path, plan: Plan, cache: Path) -> None:
+    release = install(tmp_path, plan, cache)
+    layer = tmp_path / "layers" / plan.layer
+    assert list((layer / "pip/pip").glob("__pycache__/*.pyc"))
+    shutil.rmtree(layer / "pip")
+    with tarfile.open(build_layer(plan, cache)) as bundle:
+        name = next(item for item in bundle.getnames() if item.startswith("pip-"))
+        bundle.extract(name, layer)
+    shutil.rmtree(release)
     assert install(tmp_path, plan, cache).is_dir()
 
 
