@@ -148,6 +148,9 @@ def _files(tree: Path) -> tuple[str, ...]:
 
 
 def _inside_git(tree: Path) -> bool:
+    # a host that converges by itself has none
+    if shutil.which("git") is None:
+        return False
     probe = subprocess.run(
         ["git", "-C", str(tree), "rev-parse", "--is-inside-work-tree"],  # noqa: S607
         capture_output=True,
@@ -375,7 +378,7 @@ def _wheel_of(source: Source, cache: Path) -> Path:
         return next(kept.glob("*.whl"))
     # not below the cache: build tools heed the settings and ignore files of the directories above
     with tempfile.TemporaryDirectory() as tree, tempfile.TemporaryDirectory(dir=cache) as scratch:
-        _copy_tree(source, Path(tree))
+        copy_tree(source, Path(tree))
         out = Path(scratch) / "out"
         try:
             _run(
@@ -396,7 +399,8 @@ def _wheel_of(source: Source, cache: Path) -> Path:
     return next(kept.glob("*.whl"))
 
 
-def _copy_tree(source: Source, out: Path) -> None:
+def copy_tree(source: Source, out: Path) -> None:
+    """Copy exactly the files that were hashed."""
     assert source.tree is not None
     for name in source.files:
         destination = out / name
@@ -485,7 +489,7 @@ def build_release(plan: Plan, cache: Path) -> Path:
             if plan.source.wheel is not None:
                 shutil.copy2(plan.source.wheel, wheels)
             if plan.source.tree is not None:
-                _copy_tree(plan.source, tree)
+                copy_tree(plan.source, tree)
             for wheel in wheels.glob("*.whl"):
                 parse_wheel_filename(wheel.name)
             _write_manifest(Path(scratch), plan)
