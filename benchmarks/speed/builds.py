@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fleet import ROOT
-from plugins.module_utils.bareforge_bundle import Target, build_layer, build_release, compressed, make_plan
+from plugins.module_utils.bareforge_bundle import Target, build_layer, build_release, compressed, make_plan, without
 
 APPLICATION = Path(__file__).with_name("app")
 LOCK = ROOT / "app/requirements.lock"
@@ -31,13 +31,7 @@ class Build:
 def select(lock: str, selection: int) -> str:
     """The lock without the optional packages whose bit is set in `selection` (0 for all of them)."""
     left_out = {name for bit, name in enumerate(OPTIONAL) if selection >> bit & 1}
-    kept, keep = [], True
-    for line in lock.splitlines(keepends=True):
-        if named := re.match(r"([a-z0-9-]+)==", line):
-            keep = named[1] not in left_out
-        if keep:
-            kept.append(line)
-    return "".join(kept)
+    return without(lock, left_out)
 
 
 class Builder:

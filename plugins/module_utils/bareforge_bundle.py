@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -310,6 +310,17 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         if pending.strip():
             yield start, pending.strip()
         pending = ""
+
+
+def without(lock: str, names: Collection[str]) -> str:
+    """A lock without some packages, their hashes included."""
+    kept, keep = [], True
+    for line in lock.splitlines(keepends=True):
+        if named := re.match(r"([A-Za-z0-9._-]+)==", line):
+            keep = named[1] not in names
+        if keep:
+            kept.append(line)
+    return "".join(kept)
 
 
 def _read_lock(source: Source, lock: str, named: str) -> tuple[str, str]:

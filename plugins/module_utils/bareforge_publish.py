@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +28,7 @@ from ansible.module_utils.bareforge_bundle import (
     copy_tree,
     make_plan,
     resolve_source,
+    without,
 )
 
 FORMAT = 1
@@ -150,17 +150,6 @@ def _stage_source(wanted: Publication, tree: Path, cache: Path) -> str:
         shutil.copy(source.wheel, tree / "application")
         return f"application/{source.wheel.name}"
     return wanted.source
-
-
-def without(lock: str, names: Sequence[str]) -> str:
-    """A lock without some packages, their hashes included."""
-    kept, keep = [], True
-    for line in lock.splitlines(keepends=True):
-        if named := re.match(r"([A-Za-z0-9._-]+)==", line):
-            keep = named[1] not in names
-        if keep:
-            kept.append(line)
-    return "".join(kept)
 
 
 def _plans(wanted: Publication, tree: Path, source: str, cache: Path) -> list[Plan]:
